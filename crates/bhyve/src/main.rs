@@ -1,0 +1,3 @@
+//! The bhyve(8) program.
+
+fn main() {}

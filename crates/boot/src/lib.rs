@@ -1,0 +1,1 @@
+//! Firmware tables and kernel loaders: from a board description to bytes and entry state.

@@ -1,0 +1,1 @@
+//! Guest-physical memory on a memfd: regions, checked typed access, code and dirty tracking.
