@@ -1,0 +1,86 @@
+//! The host mapping under guest RAM: one reserved span with the memfd's pieces placed in it.
+#![allow(unsafe_code)]
+
+use std::ffi::c_void;
+use std::os::fd::OwnedFd;
+use std::ptr;
+
+use rustix::io::Errno;
+use rustix::mm::{Advice, MapFlags, ProtFlags};
+
+/// A reserved span of host addresses with memory mapped at chosen offsets; unmapped when dropped.
+pub(crate) struct HostMap {
+    base: *mut u8,
+    span: usize,
+}
+
+// SAFETY: the mapping is plain memory that outlives every access (accesses borrow the HostMap); all
+// access to its contents goes through raw-pointer copies and atomics, which may race by design.
+unsafe impl Send for HostMap {}
+// SAFETY: as above.
+unsafe impl Sync for HostMap {}
+
+impl HostMap {
+    /// Reserves `span` bytes of addresses that fault on access.
+    pub(crate) fn reserve(span: u64) -> Result<Self, Errno> {
+        let span = usize::try_from(span).map_err(|_| Errno::NOMEM)?;
+        // SAFETY: a new anonymous mapping at an address of the kernel's choice touches nothing that exists.
+        let base = unsafe {
+            rustix::mm::mmap_anonymous(
+                ptr::null_mut(),
+                span,
+                ProtFlags::empty(),
+                MapFlags::PRIVATE | MapFlags::NORESERVE,
+            )
+        }?;
+        Ok(Self { base: base.cast(), span })
+    }
+
+    /// Maps `size` bytes of `fd` from `fd_offset` at `offset` of the span.
+    pub(crate) fn place(&self, offset: u64, size: u64, fd: &OwnedFd, fd_offset: u64) -> Result<(), Errno> {
+        let at = self.at(offset, size).ok_or(Errno::INVAL)?;
+        let flags = MapFlags::SHARED | MapFlags::NORESERVE | MapFlags::FIXED;
+        // SAFETY: `at` checked that the piece lies inside our own reserved span, so MAP_FIXED replaces only our reservation.
+        unsafe {
+            rustix::mm::mmap(at.cast(), size as usize, ProtFlags::READ | ProtFlags::WRITE, flags, fd, fd_offset)?;
+        }
+        Ok(())
+    }
+
+    /// Includes or excludes a piece from core dumps.
+    pub(crate) fn dump(&self, offset: u64, size: u64, include: bool) -> Result<(), Errno> {
+        let at = self.at(offset, size).ok_or(Errno::INVAL)?;
+        let advice = if include { Advice::LinuxDoDump } else { Advice::LinuxDontDump };
+        // SAFETY: the advice changes no contents, and the piece is ours.
+        unsafe { rustix::mm::madvise(at.cast::<c_void>(), size as usize, advice) }
+    }
+
+    /// Locks a piece into host memory.
+    pub(crate) fn wire(&self, offset: u64, size: u64) -> Result<(), Errno> {
+        let at = self.at(offset, size).ok_or(Errno::INVAL)?;
+        // SAFETY: locking changes no contents, and the piece is ours.
+        unsafe { rustix::mm::mlock(at.cast::<c_void>(), size as usize) }
+    }
+
+    /// Host address of `offset`, if `len` bytes from there lie inside the span.
+    #[inline]
+    pub(crate) fn at(&self, offset: u64, len: u64) -> Option<*mut u8> {
+        let end = offset.checked_add(len)?;
+        // SAFETY: `end` is inside the span, so the address is inside the mapping.
+        (end <= self.span as u64).then(|| unsafe { self.base.add(offset as usize) })
+    }
+
+    /// Host address of offset 0.
+    #[inline]
+    pub(crate) fn base(&self) -> *mut u8 {
+        self.base
+    }
+}
+
+impl Drop for HostMap {
+    fn drop(&mut self) {
+        // SAFETY: base and span are what mmap gave; nobody can hold a checked access any more.
+        // A failure would leave the addresses reserved, which harms nobody.
+        let _ = unsafe { rustix::mm::munmap(self.base.cast(), self.span) };
+    }
+}

@@ -1,0 +1,120 @@
+//! Which pages hold code that a CPU engine has decoded, and what of it is still valid.
+#![allow(unsafe_code)]
+
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use crate::PAGE_SIZE;
+
+/// The state of a page at the moment code was decoded from it. The code is valid as long as
+/// [`PageMap::is_current`] says so.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(transparent)]
+pub struct CodeTag(pub u32);
+
+/// One word per page of RAM: bit 0 "code was decoded from this page", bits 31:1 a generation that
+/// counts the writes that ended such a state.
+///
+/// A write to a page whose bit 0 is clear costs one load. The words are zero pages until touched.
+pub struct PageMap {
+    words: Box<[AtomicU32]>,
+    /// Index of the first page of high memory in `words`, and its page number.
+    high: (usize, u64),
+}
+
+const CODE: u32 = 1;
+
+impl PageMap {
+    pub(crate) fn new(low_size: u64, high_base: u64, high_size: u64) -> Self {
+        let low = (low_size / PAGE_SIZE) as usize;
+        let count = low + (high_size / PAGE_SIZE) as usize;
+        // Zeroed u32s come from the kernel as untouched zero pages; building AtomicU32s one by one would touch them all.
+        let words = Box::into_raw(vec![0u32; count].into_boxed_slice());
+        // SAFETY: AtomicU32 has the size, alignment and bit validity of u32, and the box is owned here alone.
+        let words = unsafe { Box::from_raw(words as *mut [AtomicU32]) };
+        Self { words, high: (low, high_base / PAGE_SIZE) }
+    }
+
+    /// The word of the page that holds guest-physical address `gpa`, or `None` outside RAM.
+    #[inline]
+    pub fn word(&self, gpa: u64) -> Option<&AtomicU32> {
+        let page = gpa / PAGE_SIZE;
+        let (low, high_page) = self.high;
+        if page < low as u64 {
+            self.words.get(page as usize)
+        } else {
+            self.words.get(low + usize::try_from(page.checked_sub(high_page)?).ok()?)
+        }
+    }
+
+    /// Marks the page as holding code; what is decoded from it *after* this call is valid while the returned tag is current.
+    /// The caller must make sure that no vCPU holds a write permission for the page that by-passes [`PageMap::note_write`].
+    pub fn mark_code(&self, gpa: u64) -> Option<CodeTag> {
+        self.word(gpa).map(|word| CodeTag(word.fetch_or(CODE, Ordering::SeqCst) | CODE))
+    }
+
+    /// Whether the page holds code, so that writes to it must be noted.
+    #[inline]
+    pub fn holds_code(&self, gpa: u64) -> bool {
+        self.word(gpa).is_some_and(|word| word.load(Ordering::Acquire) & CODE != 0)
+    }
+
+    /// Whether what was decoded under `tag` is still what memory holds.
+    #[inline]
+    pub fn is_current(&self, gpa: u64, tag: CodeTag) -> bool {
+        self.word(gpa).is_some_and(|word| word.load(Ordering::Acquire) == tag.0)
+    }
+
+    /// Notes a write of `len` bytes at `gpa`; call it after the bytes are in memory.
+    /// Returns whether any page held code (whose decoded form is invalid now).
+    #[inline]
+    pub fn note_write(&self, gpa: u64, len: u64) -> bool {
+        if len == 0 {
+            return false;
+        }
+        let last = gpa.saturating_add(len - 1) / PAGE_SIZE;
+        let mut hit = false;
+        for page in gpa / PAGE_SIZE..=last {
+            let Some(word) = self.word(page * PAGE_SIZE) else { continue };
+            let mut seen = word.load(Ordering::SeqCst);
+            while seen & CODE != 0 {
+                // Odd plus one: the code bit clears and the generation counts up.
+                match word.compare_exchange_weak(seen, seen.wrapping_add(1), Ordering::SeqCst, Ordering::SeqCst) {
+                    Ok(_) => {
+                        hit = true;
+                        break;
+                    }
+                    Err(now) => seen = now,
+                }
+            }
+        }
+        hit
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_write_ends_the_validity_of_decoded_code() {
+        let map = PageMap::new(0x4000, 4 << 30, 0x2000);
+        let tag = map.mark_code(0x1234).unwrap();
+        assert!(map.holds_code(0x1fff) && map.is_current(0x1000, tag));
+        assert!(!map.note_write(0x2000, 8), "another page");
+        assert!(map.is_current(0x1000, tag));
+        assert!(map.note_write(0xffc, 8), "a write that straddles into the page");
+        assert!(!map.is_current(0x1000, tag) && !map.holds_code(0x1000));
+        let again = map.mark_code(0x1000).unwrap();
+        assert_ne!(again, tag, "an old tag never becomes valid again");
+    }
+
+    #[test]
+    fn knows_both_pieces_and_nothing_else() {
+        let map = PageMap::new(0x4000, 4 << 30, 0x2000);
+        assert!(map.mark_code((4 << 30) + 0x1fff).is_some());
+        assert!(map.mark_code((4 << 30) + 0x2000).is_none());
+        assert!(map.mark_code(0x4000).is_none());
+        assert!(map.mark_code(u64::MAX).is_none());
+        assert!(!map.note_write(u64::MAX - 3, 100));
+    }
+}
