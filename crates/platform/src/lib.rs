@@ -8,6 +8,7 @@
 //! | [`time`]    | the clock and one-shot timers, so that tests can move them              |
 //! | [`power`]   | why a VM ends, and who wants it to                                      |
 //! | [`state`]   | versioned device state for snapshots                                    |
+//! | [`x86`]     | the architectural state of a vCPU, as plain data                        |
 //! | [`counter`] | statistics                                                              |
 
 pub mod address;
@@ -17,6 +18,7 @@ pub mod irq;
 pub mod power;
 pub mod state;
 pub mod time;
+pub mod x86;
 
 pub use address::{GuestAddress, GuestRange};
 pub use bus::{AccessSize, Bus, BusDevice, BusError};
