@@ -1,0 +1,210 @@
+//! The store of guests: each part is fetched or built when it is first asked for, and kept.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use rustix::fs::{FlockOperation, flock};
+
+use crate::apt::Apt;
+use crate::layout::{self, Arch};
+use crate::modinfo::Modules;
+use crate::process::say;
+use crate::{bench, deb, disk, initramfs};
+
+/// The guests' folder, locked for this process while the store is open.
+pub(crate) struct Store {
+    folder: PathBuf,
+    _lock: File,
+    amd64: Apt,
+    i386: Apt,
+}
+
+/// The files that boot one guest.
+pub(crate) struct Guest {
+    pub(crate) kernel: PathBuf,
+    pub(crate) initramfs: PathBuf,
+}
+
+impl Store {
+    /// Opens the store, waiting for another process that has it open.
+    pub(crate) fn open() -> Result<Self> {
+        let folder = layout::guests()?;
+        fs::create_dir_all(&folder).with_context(|| format!("cannot make the guests' folder {}", folder.display()))?;
+        let path = folder.join(".lock");
+        let lock = File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
+        if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
+            say("waiting for another xtask that prepares guests");
+            flock(&lock, FlockOperation::LockExclusive).context("cannot lock the guests' folder")?;
+        }
+        let apt = |arch: Arch| Apt::open(folder.join(format!("apt-{arch}")), arch);
+        Ok(Self { amd64: apt(Arch::Amd64)?, i386: apt(Arch::I386)?, folder, _lock: lock })
+    }
+
+    /// Gets the parts that a name of the command line stands for and returns their files.
+    pub(crate) fn by_name(&self, name: &str) -> Result<Vec<PathBuf>> {
+        Ok(match name {
+            "kernel-amd64" => vec![self.kernel(Arch::Amd64)?],
+            "kernel-i386" => vec![self.kernel(Arch::I386)?],
+            "initramfs-amd64" => vec![self.guest(Arch::Amd64)?.initramfs],
+            "initramfs-i386" => vec![self.guest(Arch::I386)?.initramfs],
+            "memtest" => self.memtest()?,
+            "disk" => vec![self.disk()?],
+            "bench" => bench::build(self, &self.folder.join("bench"))?,
+            "all" => self.all()?,
+            _ => bail!(
+                "unknown guest part \"{name}\": kernel-amd64, kernel-i386, initramfs-amd64, \
+                 initramfs-i386, memtest, disk, bench or all"
+            ),
+        })
+    }
+
+    /// Everything that the tests boot.
+    pub(crate) fn all(&self) -> Result<Vec<PathBuf>> {
+        let mut files = Vec::new();
+        for arch in [Arch::Amd64, Arch::I386] {
+            let guest = self.guest(arch)?;
+            files.extend([guest.kernel, guest.initramfs]);
+        }
+        files.extend(self.memtest()?);
+        files.push(self.disk()?);
+        Ok(files)
+    }
+
+    /// Kernel and initramfs of an architecture.
+    pub(crate) fn guest(&self, arch: Arch) -> Result<Guest> {
+        let kernel = self.kernel(arch)?;
+        let busybox = self.busybox(arch)?;
+        let modules = kernel.with_file_name("modules");
+        let scripts = layout::repository().join("xtask/guest");
+        let file = self.folder.join(format!("initramfs-{arch}.cpio.gz"));
+        initramfs::write(&initramfs::standard(&busybox, &modules, &scripts)?, &file)?;
+        Ok(Guest { kernel, initramfs: file })
+    }
+
+    /// The kernel, with the modules of the initramfs beside it.
+    pub(crate) fn kernel(&self, arch: Arch) -> Result<PathBuf> {
+        let folder = self.folder.join(format!("kernel-{arch}"));
+        let kernel = folder.join("vmlinuz");
+        let wanted = initramfs::MODULES.join("\n");
+        if fs::read_to_string(folder.join("wanted")).is_ok_and(|old| old == wanted) {
+            return Ok(kernel);
+        }
+        let apt = self.apt(arch);
+        let known = fs::read_to_string(folder.join("version")).ok();
+        let package = match known.as_deref().and_then(|line| line.split_whitespace().next()) {
+            Some(package) => package.to_owned(),
+            None => apt.resolve(arch.kernel_package(), "linux-image-")?,
+        };
+        let file = apt.download(&package)?;
+        say(&format!("unpacking {package}"));
+        let (unpacked, fresh) = (folder.with_extension("unpacked"), folder.with_extension("fresh"));
+        deb::unpack(&file, &unpacked)?;
+        deb::remove_folder(&fresh)?;
+        let version = package.trim_start_matches("linux-image-");
+        copy(&unpacked.join(format!("boot/vmlinuz-{version}")), &fresh.join("vmlinuz"))?;
+        let modules = Modules::in_folder(&unpacked.join("lib/modules").join(version))?;
+        let order = modules.in_order(&initramfs::MODULES)?;
+        for (name, module) in &order {
+            copy(module, &fresh.join(format!("modules/{name}.ko")))?;
+        }
+        let names: String = order.iter().map(|(name, _)| format!("{name}\n")).collect();
+        write(&fresh.join("modules/order"), &names)?;
+        write(&fresh.join("version"), &format!("{package} {}\n", package_version(&file)))?;
+        write(&fresh.join("wanted"), &wanted)?;
+        deb::remove_folder(&unpacked)?;
+        replace_folder(&fresh, &folder)?;
+        Ok(kernel)
+    }
+
+    /// The static busybox of an architecture.
+    pub(crate) fn busybox(&self, arch: Arch) -> Result<PathBuf> {
+        let folder = self.folder.join(format!("busybox-{arch}"));
+        self.files_of(arch, "busybox-static", &folder, &[("bin/busybox", "busybox")])?;
+        Ok(folder.join("busybox"))
+    }
+
+    fn memtest(&self) -> Result<Vec<PathBuf>> {
+        let folder = self.folder.join("memtest");
+        let names = ["memtest86+x64.bin", "memtest86+ia32.bin"];
+        let files = names.map(|name| (format!("boot/{name}"), name));
+        let files: Vec<_> = files.iter().map(|(from, to)| (from.as_str(), *to)).collect();
+        self.files_of(Arch::Amd64, "memtest86+", &folder, &files)?;
+        Ok(names.iter().map(|name| folder.join(name)).collect())
+    }
+
+    /// The untouched disk.
+    pub(crate) fn disk(&self) -> Result<PathBuf> {
+        let image = self.folder.join("disk.img");
+        disk::make(&image)?;
+        Ok(image)
+    }
+
+    /// The disk of `cargo xtask boot`, which keeps what guests write.
+    pub(crate) fn boot_disk(&self) -> Result<PathBuf> {
+        let image = self.folder.join("boot-disk.img");
+        disk::make(&image)?;
+        Ok(image)
+    }
+
+    /// Makes a folder of chosen files of a package, unless it is there.
+    fn files_of(&self, arch: Arch, package: &str, folder: &Path, files: &[(&str, &str)]) -> Result<()> {
+        if folder.exists() {
+            return Ok(());
+        }
+        let file = self.apt(arch).download(package)?;
+        let (unpacked, fresh) = (folder.with_extension("unpacked"), folder.with_extension("fresh"));
+        deb::unpack(&file, &unpacked)?;
+        deb::remove_folder(&fresh)?;
+        for (from, to) in files {
+            copy(&unpacked.join(from), &fresh.join(to))?;
+        }
+        deb::remove_folder(&unpacked)?;
+        replace_folder(&fresh, folder)
+    }
+
+    fn apt(&self, arch: Arch) -> &Apt {
+        match arch {
+            Arch::Amd64 => &self.amd64,
+            Arch::I386 => &self.i386,
+        }
+    }
+}
+
+/// The version in a package's file name, `NAME_VERSION_ARCH.deb`.
+fn package_version(file: &Path) -> String {
+    let stem = file.file_stem().unwrap_or_default().to_string_lossy();
+    stem.split('_').nth(1).unwrap_or_default().replace("%3a", ":")
+}
+
+/// Copies a file, making its folder.
+pub(crate) fn copy(from: &Path, to: &Path) -> Result<()> {
+    if let Some(folder) = to.parent() {
+        fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    }
+    fs::copy(from, to).with_context(|| format!("cannot copy {} to {}", from.display(), to.display()))?;
+    Ok(())
+}
+
+fn write(file: &Path, content: &str) -> Result<()> {
+    fs::write(file, content).with_context(|| format!("cannot write {}", file.display()))
+}
+
+/// Puts a finished folder in the place of an old one.
+fn replace_folder(fresh: &Path, folder: &Path) -> Result<()> {
+    deb::remove_folder(folder)?;
+    fs::rename(fresh, folder).with_context(|| format!("cannot make {}", folder.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_version_is_in_the_file_name() {
+        let version = |name: &str| package_version(Path::new(name));
+        assert_eq!(version("/x/linux-image-6.1.0-56-cloud-amd64_6.1.192-2_amd64.deb"), "6.1.192-2");
+        assert_eq!(version("busybox-static_1%3a1.35.0-4_i386.deb"), "1:1.35.0-4");
+        assert_eq!(version("odd.deb"), "");
+    }
+}
