@@ -1,1 +1,3 @@
 //! The host side of devices: block images, terminals.
+
+pub mod tty;
