@@ -1,1 +1,32 @@
-//! The software x86 CPU as a library over a memory handle and an events word.
+//! The software x86 CPU: one [`Vcpu`] per virtual CPU, over a [`memory::GuestMemory`] handle, an
+//! [`Events`] word and an [`Environment`]. No globals; vCPUs of one VM share a [`SharedCpus`].
+//!
+//! | folder     | what happens there                                                               |
+//! |------------|----------------------------------------------------------------------------------|
+//! | [`state`]  | registers, flags, segments, model-specific registers: data and its invariants     |
+//! | [`decode`] | from instruction bytes to an [`decode::Op`]: operands, and the handler that runs it |
+//! | [`cache`]  | decoded blocks, found by physical address and mode, dropped when their bytes change |
+//! | [`mmu`]    | linear to physical: page walks, the TLB, checked and fast memory access            |
+//! | [`event`]  | exceptions, interrupts, gates, task switches, and the requests of other threads    |
+//! | [`interp`] | what instructions do: one file per family                                          |
+//!
+//! The rule that makes exceptions precise: **an instruction changes guest-visible state only after
+//! the last thing in it that can fault.** A handler that fails returns a [`Trap`] and has changed
+//! nothing but what the manuals allow (partial string operations, accessed and dirty bits).
+
+pub mod cache;
+pub mod decode;
+pub mod environment;
+pub mod event;
+pub mod features;
+pub mod interp;
+pub mod mmu;
+pub mod state;
+mod trap;
+
+pub use environment::Environment;
+pub use event::request::{Events, SharedCpus};
+pub use features::Features;
+pub use interp::Exit;
+pub use state::Vcpu;
+pub use trap::{Exception, Step, Trap, vector};

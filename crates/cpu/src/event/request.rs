@@ -1,0 +1,136 @@
+//! What other threads ask of a vCPU: an atomic word, looked at before every block, and a condition
+//! variable for a vCPU that sleeps.
+
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
+
+/// Bits of the events word.
+pub mod bit {
+    /// The local APIC may have something to deliver.
+    pub const INTERRUPT: u32 = 1 << 0;
+    /// Non-maskable interrupt.
+    pub const NMI: u32 = 1 << 1;
+    /// INIT.
+    pub const INIT: u32 = 1 << 2;
+    /// Start-up IPI; the vector is beside the word.
+    pub const STARTUP: u32 = 1 << 3;
+    /// Leave [`crate::Vcpu::run`].
+    pub const STOP: u32 = 1 << 4;
+    /// Drop write permissions of pages that hold code now; somebody waits for it.
+    pub const SYNC_CODE: u32 = 1 << 5;
+}
+
+/// The mailbox of one vCPU.
+#[derive(Default)]
+pub struct Events {
+    word: AtomicU32,
+    startup_vector: AtomicU8,
+    /// The vCPU executes guest instructions, so it must acknowledge [`bit::SYNC_CODE`].
+    in_guest: AtomicBool,
+    sleep: Mutex<()>,
+    wake: Condvar,
+}
+
+impl Events {
+    /// Sets bits and wakes the vCPU if it sleeps.
+    pub fn raise(&self, bits: u32) {
+        self.word.fetch_or(bits, Ordering::SeqCst);
+        // Taking the lock orders this with a vCPU between its check and its wait.
+        drop(self.sleep.lock().unwrap_or_else(PoisonError::into_inner));
+        self.wake.notify_all();
+    }
+
+    /// Sends a start-up IPI.
+    pub fn raise_startup(&self, vector: u8) {
+        self.startup_vector.store(vector, Ordering::SeqCst);
+        self.raise(bit::STARTUP);
+    }
+
+    /// The pending bits.
+    #[inline(always)]
+    pub fn pending(&self) -> u32 {
+        self.word.load(Ordering::Relaxed)
+    }
+
+    /// Clears bits; returns which of them were set.
+    pub fn take(&self, bits: u32) -> u32 {
+        self.word.fetch_and(!bits, Ordering::SeqCst) & bits
+    }
+
+    pub(crate) fn startup_vector(&self) -> u8 {
+        self.startup_vector.load(Ordering::SeqCst)
+    }
+
+    /// Sleeps until one of `bits` is pending.
+    pub fn wait(&self, bits: u32) {
+        let mut guard = self.sleep.lock().unwrap_or_else(PoisonError::into_inner);
+        while self.word.load(Ordering::SeqCst) & bits == 0 {
+            guard = self.wake.wait(guard).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    pub(crate) fn enter_guest(&self) {
+        self.in_guest.store(true, Ordering::SeqCst);
+    }
+
+    pub(crate) fn leave_guest(&self) {
+        self.in_guest.store(false, Ordering::SeqCst);
+    }
+
+    fn must_acknowledge(&self) -> bool {
+        self.in_guest.load(Ordering::SeqCst) && self.word.load(Ordering::SeqCst) & bit::SYNC_CODE != 0
+    }
+}
+
+/// What the vCPUs of one VM share.
+#[derive(Default)]
+pub struct SharedCpus {
+    vcpus: Mutex<Vec<Arc<Events>>>,
+    bus_lock: Mutex<()>,
+    code_lock: Mutex<()>,
+}
+
+impl SharedCpus {
+    /// Adds a vCPU.
+    pub(crate) fn join(&self, events: Arc<Events>) {
+        self.vcpus.lock().unwrap_or_else(PoisonError::into_inner).push(events);
+    }
+
+    /// Holds off other vCPUs' split locks and locked MMIO.
+    pub(crate) fn bus_lock(&self) -> MutexGuard<'_, ()> {
+        self.bus_lock.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Lets one vCPU at a time turn pages into code. While waiting, `serve` answers requests of the holder.
+    pub(crate) fn code_lock(&self, mut serve: impl FnMut()) -> MutexGuard<'_, ()> {
+        loop {
+            match self.code_lock.try_lock() {
+                Ok(guard) => return guard,
+                Err(TryLockError::Poisoned(poisoned)) => return poisoned.into_inner(),
+                Err(TryLockError::WouldBlock) => {
+                    serve();
+                    std::hint::spin_loop();
+                }
+            }
+        }
+    }
+
+    /// Makes every other vCPU drop write permissions of code pages and waits until each has, or is outside the guest
+    /// (it will look before it enters). While waiting, `serve` answers the same request to the caller itself, so that
+    /// two vCPUs may wait for each other.
+    pub(crate) fn sync_code(&self, own: &Arc<Events>, mut serve: impl FnMut()) {
+        let others: Vec<_> = {
+            let all = self.vcpus.lock().unwrap_or_else(PoisonError::into_inner);
+            all.iter().filter(|events| !Arc::ptr_eq(events, own)).cloned().collect()
+        };
+        for events in &others {
+            events.raise(bit::SYNC_CODE);
+        }
+        for events in &others {
+            while events.must_acknowledge() {
+                serve();
+                std::hint::spin_loop();
+            }
+        }
+    }
+}

@@ -1,0 +1,401 @@
+//! The interpreter: runs decoded blocks, one operation after the other.
+
+pub(crate) mod alu;
+pub(crate) mod control;
+pub(crate) mod data;
+pub(crate) mod fpu;
+pub(crate) mod hostalu;
+pub(crate) mod msr;
+pub(crate) mod operand;
+pub(crate) mod stack;
+
+use platform::x86::{Activity, rflags, seg};
+
+use crate::cache::Block;
+use crate::decode::{self, Flow, Op};
+use crate::event::request::bit;
+use crate::mmu::Access;
+use crate::mmu::walk::is_canonical;
+use crate::state::{RIP, Shadow, attention};
+use crate::{Step, Trap, Vcpu};
+
+/// Why [`Vcpu::run`] returned.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Exit {
+    /// [`bit::STOP`] was raised.
+    Stop,
+    /// The vCPU is in HLT with nothing to wake it; whether interrupts are enabled.
+    Halt {
+        /// RFLAGS.IF.
+        interruptible: bool,
+    },
+    /// The vCPU waits for a start-up IPI.
+    WaitForSipi,
+    /// Triple fault.
+    Shutdown,
+}
+
+/// What to do after looking at events.
+enum Next {
+    Exit(Exit),
+    /// Look again: something was delivered.
+    Again,
+    /// Run one instruction.
+    One,
+    /// Run a block.
+    Block,
+}
+
+/// Code to run.
+enum Code {
+    Cached(u32),
+    /// From memory that is not RAM: decoded each time.
+    Uncached(Op),
+}
+
+/// Longest block, in instructions.
+const MAX_BLOCK: usize = 64;
+/// Longest block, in bytes.
+const MAX_BLOCK_BYTES: usize = 512;
+
+impl Vcpu {
+    /// Runs the guest until something must be done outside.
+    pub fn run(&mut self) -> Exit {
+        self.events.enter_guest();
+        let exit = self.run_inside(u64::MAX);
+        self.events.leave_guest();
+        exit.unwrap_or(Exit::Stop)
+    }
+
+    /// Runs at most `count` rounds of one instruction each; `None` if the count ran out first. A round delivers at most one
+    /// event. For tests and debuggers.
+    pub fn step(&mut self, count: u64) -> Option<Exit> {
+        self.events.enter_guest();
+        self.attention |= attention::HOST_STEP;
+        let exit = self.run_inside(count);
+        self.attention &= !attention::HOST_STEP;
+        self.events.leave_guest();
+        exit
+    }
+
+    fn run_inside(&mut self, count: u64) -> Option<Exit> {
+        let mut left = count;
+        while left != 0 {
+            left -= 1;
+            let mut single = false;
+            if self.events.pending() | self.attention != 0 {
+                match self.attend() {
+                    Next::Exit(exit) => return Some(exit),
+                    Next::Again => continue,
+                    Next::One => single = true,
+                    Next::Block => {}
+                }
+            }
+            let stepping = single && self.flags.sys & rflags::TF != 0;
+            let shadow = std::mem::take(&mut self.shadow);
+            match self.execute(single) {
+                Ok(()) | Err(Trap::Leave) => self.instruction_done(single, stepping, shadow),
+                Err(Trap::Halt) => {
+                    self.activity = Activity::Halted;
+                    self.instruction_done(single, stepping, shadow);
+                    if self.events.pending() | (self.attention & !attention::HOST_STEP) == 0 {
+                        return Some(self.halt_exit());
+                    }
+                }
+                Err(Trap::Fault(exception)) => {
+                    self.refresh_shadow();
+                    if self.deliver_exception(exception).is_err() {
+                        return Some(self.shut_down());
+                    }
+                }
+                Err(Trap::Shutdown) => return Some(self.shut_down()),
+            }
+        }
+        None
+    }
+
+    fn halt_exit(&self) -> Exit {
+        Exit::Halt { interruptible: self.flags.sys & rflags::IF != 0 }
+    }
+
+    fn shut_down(&mut self) -> Exit {
+        self.activity = Activity::Shutdown;
+        Exit::Shutdown
+    }
+
+    /// After one instruction (or a block, when nothing special is going on).
+    fn instruction_done(&mut self, single: bool, stepping: bool, before: Shadow) {
+        self.refresh_shadow();
+        if !single {
+            return;
+        }
+        self.flags.sys &= !rflags::RF;
+        // A load of SS holds off debug traps until after the next instruction, and the trap of a stepped MOV SS is lost.
+        if stepping && self.shadow != Shadow::MovSs {
+            self.pending_dr6 |= crate::event::deliver::DR6_BS;
+        }
+        if self.pending_dr6 != 0 && self.shadow != Shadow::MovSs {
+            self.attention |= attention::DEBUG_TRAP;
+        }
+        let _ = before;
+    }
+
+    /// Brings the shadow bit of `attention` in line with `shadow`.
+    fn refresh_shadow(&mut self) {
+        if self.shadow == Shadow::None {
+            self.attention &= !attention::SHADOW;
+        } else {
+            self.attention |= attention::SHADOW;
+        }
+    }
+
+    /// Looks at requests of other threads and at the reasons in `attention`, in the order of SDM vol. 3, table 6-2.
+    #[cold]
+    fn attend(&mut self) -> Next {
+        let pending = self.events.pending();
+        if pending & bit::SYNC_CODE != 0 {
+            self.serve_code_sync();
+        }
+        if pending & bit::STOP != 0 {
+            self.events.take(bit::STOP);
+            return Next::Exit(Exit::Stop);
+        }
+        if self.activity == Activity::Shutdown && pending & bit::INIT == 0 {
+            return Next::Exit(Exit::Shutdown);
+        }
+        if pending & bit::INIT != 0 {
+            self.events.take(bit::INIT);
+            self.init();
+            return Next::Again;
+        }
+        if self.activity == Activity::WaitForSipi {
+            if self.events.take(bit::STARTUP) == 0 {
+                return Next::Exit(Exit::WaitForSipi);
+            }
+            self.start_up(self.events.startup_vector());
+            return Next::Again;
+        }
+        // A start-up IPI to a CPU that does not wait for one is lost.
+        if pending & bit::STARTUP != 0 {
+            self.events.take(bit::STARTUP);
+        }
+        if self.attention & attention::DEBUG_TRAP != 0 && self.shadow != Shadow::MovSs {
+            self.attention &= !attention::DEBUG_TRAP;
+            return self.deliver_or_shut_down(Self::deliver_debug_trap);
+        }
+        if self.events.take(bit::NMI) != 0 || self.nmi_waiting {
+            self.nmi_waiting = true;
+            if !self.nmi_blocked && self.shadow != Shadow::MovSs {
+                self.nmi_waiting = false;
+                self.activity = Activity::Running;
+                return self.deliver_or_shut_down(Self::deliver_nmi);
+            }
+        }
+        if self.events.take(bit::INTERRUPT) != 0 || self.attention & attention::INTERRUPT != 0 {
+            self.attention &= !attention::INTERRUPT;
+            self.interrupt_waiting = true;
+            if self.flags.sys & rflags::IF != 0 && self.shadow == Shadow::None {
+                self.interrupt_waiting = false;
+                if let Some(vector) = self.acknowledge_interrupt() {
+                    self.activity = Activity::Running;
+                    return self.deliver_or_shut_down(|vcpu| vcpu.deliver_interrupt(vector));
+                }
+            } else if self.flags.sys & rflags::IF != 0 {
+                // Only the shadow is in the way: look again after the next instruction.
+                self.attention |= attention::INTERRUPT;
+            }
+        }
+        if self.activity == Activity::Halted {
+            return Next::Exit(self.halt_exit());
+        }
+        if self.attention & attention::BREAKPOINT != 0 && self.flags.sys & rflags::RF == 0 && self.hits_breakpoint() {
+            return self.deliver_or_shut_down(Self::deliver_debug_trap);
+        }
+        let one = attention::SINGLE_STEP
+            | attention::SHADOW
+            | attention::BREAKPOINT
+            | attention::DEBUG_TRAP
+            | attention::HOST_STEP;
+        if self.attention & (one | attention::INTERRUPT) != 0 { Next::One } else { Next::Block }
+    }
+
+    fn acknowledge_interrupt(&mut self) -> Option<u8> {
+        let vector = self.env.interrupt_pending().then(|| self.env.interrupt_acknowledge())??;
+        // There may be more behind it.
+        if self.env.interrupt_pending() {
+            self.interrupt_waiting = true;
+        }
+        Some(vector)
+    }
+
+    fn deliver_or_shut_down(&mut self, deliver: impl FnOnce(&mut Self) -> Step) -> Next {
+        match deliver(self) {
+            Ok(()) => {
+                self.refresh_shadow();
+                self.interrupts_enabled();
+                Next::Again
+            }
+            Err(_) => Next::Exit(self.shut_down()),
+        }
+    }
+
+    /// Runs a block, or its first instruction only.
+    fn execute(&mut self, single: bool) -> Step {
+        let block = match self.fetch()? {
+            Code::Cached(block) => block,
+            Code::Uncached(op) => return self.run_op(&op),
+        };
+        let ops = self.cache.take_ops(block);
+        self.block_end = if single { 1.min(ops.len()) } else { ops.len() };
+        let mut result = Ok(());
+        let mut i = 0;
+        while i < self.block_end {
+            result = self.run_op(&ops[i]);
+            if result.is_err() {
+                break;
+            }
+            i += 1;
+        }
+        self.cache.put_back(block, ops);
+        result
+    }
+
+    #[inline(always)]
+    fn run_op(&mut self, op: &Op) -> Step {
+        self.regs[RIP] = self.regs[RIP].wrapping_add(u64::from(op.len));
+        let result = (op.run)(self, op);
+        if let Err(Trap::Fault(_)) = result {
+            self.regs[RIP] = self.regs[RIP].wrapping_sub(u64::from(op.len));
+        }
+        result
+    }
+
+    /// The code at CS:RIP.
+    #[inline]
+    fn fetch(&mut self) -> Step<Code> {
+        let rip = self.regs[RIP];
+        let linear = if self.mode.is_64() {
+            rip
+        } else {
+            if rip > u64::from(self.segments[seg::CS].limit) {
+                return Err(Trap::gp(0));
+            }
+            self.seg_base[seg::CS].wrapping_add(rip) & 0xffff_ffff
+        };
+        let generation = self.tlb.generation();
+        if let Some(block) = self.cache.find_linear(linear, generation, self.mode, self.memory.pages()) {
+            return Ok(Code::Cached(block));
+        }
+        self.fetch_slow(linear)
+    }
+
+    #[cold]
+    fn fetch_slow(&mut self, linear: u64) -> Step<Code> {
+        if self.mode.is_64() && !is_canonical(linear) {
+            return Err(Trap::gp(0));
+        }
+        let phys = self.resolve(linear, Access::Execute)?;
+        if !self.memory.is_ram(phys, 1) {
+            return self.decode_uncached(linear, phys).map(Code::Uncached);
+        }
+        let next_page = (linear & !0xfff).wrapping_add(0x1000);
+        let memory = self.memory.clone();
+        // Resolving the second page may fault; then the block is not usable and decoding raises the fault.
+        let mode = self.mode;
+        let has_second = self.cache.find(phys, mode, memory.pages(), || None);
+        let found = match has_second {
+            Some(block) => Some(block),
+            None => {
+                let second =
+                    if phys & 0xfff > 0x1000 - 15 { self.resolve(next_page, Access::Execute).ok() } else { None };
+                self.cache.find(phys, mode, memory.pages(), || second)
+            }
+        };
+        let block = match found {
+            Some(block) => block,
+            None => self.decode_block(linear, phys)?,
+        };
+        self.cache.remember(linear, self.tlb.generation(), mode, block);
+        Ok(Code::Cached(block))
+    }
+
+    /// Decodes the block at `phys` and puts it into the cache.
+    fn decode_block(&mut self, linear: u64, phys: u64) -> Step<u32> {
+        let memory = self.memory.clone();
+        let tag = self.claim_code_page(phys);
+        let in_page = (0x1000 - (phys & 0xfff) as usize).min(MAX_BLOCK_BYTES);
+        let mut buffer = [0; MAX_BLOCK_BYTES];
+        let bytes = &mut buffer[..in_page];
+        memory.read(phys, bytes).map_err(|_| Trap::gp(0))?;
+        let mut ops = Vec::new();
+        let mut at = 0;
+        while at < bytes.len() && ops.len() < MAX_BLOCK {
+            let window = &bytes[at..bytes.len().min(at + 15)];
+            let Some((op, flow)) = decode::decode_one(window, self.mode, &self.features, &mut self.host_alu) else {
+                break;
+            };
+            at += usize::from(op.len);
+            ops.push(op);
+            if flow == Flow::End {
+                break;
+            }
+        }
+        if !ops.is_empty() {
+            return Ok(self.cache.insert(Block::new(ops, self.mode, phys, tag, None)));
+        }
+        // The first instruction reaches into the next page.
+        let next_page = (linear & !0xfff).wrapping_add(0x1000);
+        let next_page = if self.in_64bit() { next_page } else { next_page & 0xffff_ffff };
+        let second = self.resolve(next_page, Access::Execute)?;
+        let second_tag = self.claim_code_page(second);
+        let mut joined = [0; 15];
+        joined[..in_page].copy_from_slice(bytes);
+        self.fetch_bytes(second, &mut joined[in_page..]);
+        let (op, _) = decode::decode_one(&joined, self.mode, &self.features, &mut self.host_alu).ok_or(Trap::ud())?;
+        let block = Block::new(vec![op], self.mode, phys, tag, Some((second, second_tag)));
+        Ok(self.cache.insert(block))
+    }
+
+    /// Decodes one instruction from memory that is not RAM.
+    fn decode_uncached(&mut self, linear: u64, phys: u64) -> Step<Op> {
+        let mut bytes = [0; 15];
+        let in_page = (0x1000 - (phys & 0xfff) as usize).min(15);
+        self.fetch_bytes(phys, &mut bytes[..in_page]);
+        if let Some((op, _)) = decode::decode_one(&bytes[..in_page], self.mode, &self.features, &mut self.host_alu) {
+            return Ok(op);
+        }
+        let second = self.resolve((linear & !0xfff).wrapping_add(0x1000), Access::Execute)?;
+        self.fetch_bytes(second, &mut bytes[in_page..]);
+        decode::decode_one(&bytes, self.mode, &self.features, &mut self.host_alu).map(|(op, _)| op).ok_or(Trap::ud())
+    }
+
+    fn fetch_bytes(&self, phys: u64, bytes: &mut [u8]) {
+        if self.memory.read(phys, bytes).is_err() {
+            for (i, byte) in bytes.iter_mut().enumerate() {
+                *byte = self.env.mmio_read(phys.wrapping_add(i as u64), 1) as u8;
+            }
+        }
+    }
+
+    /// Marks the page as holding code and makes sure that no vCPU can write to it unnoticed.
+    fn claim_code_page(&mut self, phys: u64) -> memory::CodeTag {
+        let shared = self.shared.clone();
+        let events = self.events.clone();
+        let _claim = shared.code_lock(|| self.serve_code_sync());
+        let held = self.memory.pages().holds_code(phys);
+        let tag = self.memory.pages().mark_code(phys).unwrap_or(memory::CodeTag(0));
+        if !held {
+            self.tlb.protect_code(phys & !0xfff);
+            shared.sync_code(&events, || self.serve_code_sync());
+        }
+        tag
+    }
+
+    /// Answers another vCPU's request: no page that holds code may be written on the fast path.
+    fn serve_code_sync(&mut self) {
+        if self.events.pending() & bit::SYNC_CODE != 0 {
+            self.tlb.flush_writes();
+            self.events.take(bit::SYNC_CODE);
+        }
+    }
+}

@@ -1,0 +1,408 @@
+//! Memory access of instructions: a TLB hit is a compare and a host access; everything else (misses,
+//! page crossings, MMIO, code pages, breakpoints, alignment checks) takes the slow path.
+#![allow(unsafe_code)]
+
+use std::ptr;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use memory::GuestMemory;
+
+use super::Access;
+use super::tlb::{AccessMode, Entry, Tlb};
+use crate::state::attention;
+use crate::state::int::Int;
+use crate::trap::vector;
+use crate::{Step, Trap, Vcpu};
+
+/// Replaces a page-table entry atomically if it still has the value `seen`. Outside RAM there is nothing to replace.
+pub(super) fn exchange_entry(memory: &GuestMemory, gpa: u64, size: u64, seen: u64, new: u64) -> bool {
+    let Ok(at) = memory.host_address(gpa, size) else { return true };
+    let done = if size == 8 {
+        // SAFETY: host_address checked the range; page-table entries are naturally aligned (callers mask addresses).
+        unsafe { AtomicU64::from_ptr(at.cast()) }
+            .compare_exchange(seen, new, Ordering::SeqCst, Ordering::SeqCst)
+            .is_ok()
+    } else {
+        // SAFETY: as above.
+        let entry = unsafe { AtomicU32::from_ptr(at.cast()) };
+        entry.compare_exchange(seen as u32, new as u32, Ordering::SeqCst, Ordering::SeqCst).is_ok()
+    };
+    memory.pages().note_write(gpa, size);
+    done
+}
+
+impl Vcpu {
+    /// Loads a `T` from a linear address, with the permissions of the current access mode.
+    #[inline(always)]
+    pub(crate) fn load<T: Int>(&mut self, linear: u64) -> Step<T> {
+        let entry = self.tlb.slot(linear);
+        if entry.read == linear & !0xfff && linear & 0xfff <= 0x1000 - T::BYTES {
+            // SAFETY: a read tag is only set for a page of RAM whose host address is addend + linear; the access stays in it.
+            return Ok(unsafe { ptr::read_unaligned(entry.addend.wrapping_add(linear) as *const T) });
+        }
+        self.load_slow(linear, T::BYTES).map(T::from_u64)
+    }
+
+    /// Loads a `T` that the instruction will store back: the page must be writable (SDM: read-modify-write faults as a write).
+    #[inline(always)]
+    pub(crate) fn load_for_store<T: Int>(&mut self, linear: u64) -> Step<T> {
+        let entry = self.tlb.slot(linear);
+        if entry.write == linear & !0xfff && linear & 0xfff <= 0x1000 - T::BYTES {
+            // SAFETY: as for `load`.
+            return Ok(unsafe { ptr::read_unaligned(entry.addend.wrapping_add(linear) as *const T) });
+        }
+        self.check_write(linear, T::BYTES)?;
+        self.load_slow(linear, T::BYTES).map(T::from_u64)
+    }
+
+    /// Stores a `T` to a linear address.
+    #[inline(always)]
+    pub(crate) fn store<T: Int>(&mut self, linear: u64, value: T) -> Step {
+        let entry = self.tlb.slot(linear);
+        if entry.write == linear & !0xfff && linear & 0xfff <= 0x1000 - T::BYTES {
+            // SAFETY: a write tag is only set for a page of RAM whose host address is addend + linear; the access stays in it.
+            unsafe { ptr::write_unaligned(entry.addend.wrapping_add(linear) as *mut T, value) };
+            return Ok(());
+        }
+        self.store_slow(linear, T::BYTES, value.to_u64())
+    }
+
+    #[cold]
+    fn load_slow(&mut self, linear: u64, size: u64) -> Step<u64> {
+        let mut bytes = [0; 8];
+        self.check_alignment(linear, size)?;
+        self.read_bytes(linear, &mut bytes[..size as usize])?;
+        Ok(u64::from_le_bytes(bytes))
+    }
+
+    #[cold]
+    fn store_slow(&mut self, linear: u64, size: u64, value: u64) -> Step {
+        self.check_alignment(linear, size)?;
+        self.write_bytes(linear, &value.to_le_bytes()[..size as usize])
+    }
+
+    fn check_alignment(&mut self, linear: u64, size: u64) -> Step {
+        if self.tlb.mode() == AccessMode::UserAligned && linear & (size - 1) != 0 {
+            return Err(Trap::fault_code(vector::AC, 0));
+        }
+        Ok(())
+    }
+
+    /// Reads bytes from linear addresses; any length, may cross pages. Nothing is read if a page faults.
+    pub(crate) fn read_bytes(&mut self, linear: u64, bytes: &mut [u8]) -> Step {
+        let split = first_piece(linear, bytes.len());
+        let first = self.resolve(linear, Access::Read)?;
+        if split < bytes.len() {
+            let second = self.resolve(self.advance(linear, split as u64), Access::Read)?;
+            self.read_physical(second, &mut bytes[split..]);
+        }
+        self.read_physical(first, &mut bytes[..split]);
+        self.note_data_access(linear, bytes.len() as u64, false);
+        Ok(())
+    }
+
+    /// Writes bytes to linear addresses; at most a page long, may cross one page boundary. Nothing is written if a page faults.
+    pub(crate) fn write_bytes(&mut self, linear: u64, bytes: &[u8]) -> Step {
+        let split = first_piece(linear, bytes.len());
+        let first = self.resolve(linear, Access::Write)?;
+        if split < bytes.len() {
+            let second = self.resolve(self.advance(linear, split as u64), Access::Write)?;
+            self.write_physical(second, &bytes[split..]);
+        }
+        self.write_physical(first, &bytes[..split]);
+        self.note_data_access(linear, bytes.len() as u64, true);
+        Ok(())
+    }
+
+    /// Makes sure that `size` bytes could be written, without writing.
+    pub(crate) fn check_write(&mut self, linear: u64, size: u64) -> Step {
+        self.check_alignment(linear, size)?;
+        self.resolve(linear, Access::Write)?;
+        let split = first_piece(linear, size as usize) as u64;
+        if split < size {
+            self.resolve(self.advance(linear, split), Access::Write)?;
+        }
+        Ok(())
+    }
+
+    /// `linear + n` with the wrap-around of the address size.
+    #[inline]
+    fn advance(&self, linear: u64, n: u64) -> u64 {
+        let next = linear.wrapping_add(n);
+        if self.in_64bit() { next } else { next & 0xffff_ffff }
+    }
+
+    /// Guest-physical address of a linear one, filling the TLB.
+    pub(crate) fn resolve(&mut self, linear: u64, access: Access) -> Step<u64> {
+        let entry = self.tlb.slot(linear);
+        let tag = match access {
+            Access::Read => entry.read,
+            Access::Write => entry.write,
+            Access::Execute => entry.exec,
+        };
+        if tag == linear & !0xfff {
+            return Ok(entry.phys | linear & 0xfff);
+        }
+        let found = self.translate(linear, access)?;
+        let page = found.phys & !0xfff;
+        let watched = self.watches_page(linear);
+        if self.memory.is_ram(page, 0x1000) {
+            let code = self.memory.pages().holds_code(page);
+            let entry = Entry {
+                read: Tlb::tag(linear, found.readable && !watched),
+                write: Tlb::tag(linear, found.writable && !watched && !code),
+                exec: Tlb::tag(linear, found.executable),
+                addend: (self.memory.base() as u64).wrapping_add(page).wrapping_sub(linear & !0xfff),
+                phys: page,
+                global: found.global,
+            };
+            self.tlb.fill(linear, entry, found.large);
+        }
+        Ok(found.phys)
+    }
+
+    fn read_physical(&mut self, gpa: u64, bytes: &mut [u8]) {
+        if self.memory.read(gpa, bytes).is_ok() {
+            return;
+        }
+        for (offset, len) in bus_pieces(gpa, bytes.len()) {
+            let value = self.env.mmio_read(gpa + offset as u64, len as u8);
+            bytes[offset..offset + len].copy_from_slice(&value.to_le_bytes()[..len]);
+        }
+    }
+
+    fn write_physical(&mut self, gpa: u64, bytes: &[u8]) {
+        // One store per aligned scalar, so that other vCPUs never see half of it.
+        if let Ok(at) = self.memory.host_address(gpa, bytes.len() as u64) {
+            match bytes.len() {
+                // SAFETY: host_address checked the range; unaligned raw writes of plain integers.
+                2 => unsafe { ptr::write_unaligned(at.cast(), u16::from_le_bytes([bytes[0], bytes[1]])) },
+                // SAFETY: as above.
+                4 => unsafe { ptr::copy_nonoverlapping(bytes.as_ptr().cast::<[u8; 4]>(), at.cast(), 1) },
+                // SAFETY: as above.
+                8 => unsafe { ptr::copy_nonoverlapping(bytes.as_ptr().cast::<[u8; 8]>(), at.cast(), 1) },
+                // SAFETY: as above.
+                n => unsafe { ptr::copy_nonoverlapping(bytes.as_ptr(), at, n) },
+            }
+            if self.memory.pages().note_write(gpa, bytes.len() as u64) {
+                // The rest of the block may just have been overwritten.
+                self.block_end = 0;
+            }
+            return;
+        }
+        for (offset, len) in bus_pieces(gpa, bytes.len()) {
+            let mut value = [0; 8];
+            value[..len].copy_from_slice(&bytes[offset..offset + len]);
+            self.env.mmio_write(gpa + offset as u64, len as u8, u64::from_le_bytes(value));
+        }
+    }
+
+    /// Atomic read-modify-write for LOCK-prefixed instructions: `update` maps the old value to the new one and may run
+    /// several times. Returns the old value.
+    pub(crate) fn locked_update<T: Int>(&mut self, linear: u64, mut update: impl FnMut(T) -> T) -> Step<T> {
+        self.check_write(linear, T::BYTES)?;
+        let gpa = self.resolve(linear, Access::Write)?;
+        let in_page = linear & 0xfff <= 0x1000 - T::BYTES;
+        let Ok(at) =
+            self.memory.host_address(gpa, T::BYTES).map_err(|_| ()).and_then(|at| in_page.then_some(at).ok_or(()))
+        else {
+            // MMIO or a split lock: one at a time under the VM's bus lock.
+            let shared = self.shared.clone();
+            let _guard = shared.bus_lock();
+            let old = self.load_for_store::<T>(linear)?;
+            self.store(linear, update(old))?;
+            return Ok(old);
+        };
+        // SAFETY: host_address checked the range.
+        let old = unsafe { atomic::update::<T>(at, &mut update) };
+        if self.memory.pages().note_write(gpa, T::BYTES) {
+            self.block_end = 0;
+        }
+        self.note_data_access(linear, T::BYTES, true);
+        Ok(old)
+    }
+
+    /// CMPXCHG16B: replaces 16 aligned bytes if they equal `expected`; returns the old value.
+    pub(crate) fn locked_exchange_16(&mut self, linear: u64, expected: u128, new: u128) -> Step<u128> {
+        self.check_write(linear, 16)?;
+        let gpa = self.resolve(linear, Access::Write)?;
+        let Ok(at) = self.memory.host_address(gpa, 16) else {
+            return Err(Trap::gp(0));
+        };
+        // SAFETY: host_address checked the range, and callers check the alignment.
+        let old = unsafe { atomic::exchange_16(at, expected, new) };
+        if self.memory.pages().note_write(gpa, 16) {
+            self.block_end = 0;
+        }
+        Ok(old)
+    }
+
+    /// Whether DR7 watches data in the page of `linear`.
+    fn watches_page(&self, linear: u64) -> bool {
+        self.dr7 & 0xff != 0 && (0..4).any(|i| self.watches_data(i) && (self.dr[i] ^ linear) & !0xfff == 0)
+    }
+
+    fn watches_data(&self, i: usize) -> bool {
+        self.dr7 >> (2 * i) & 3 != 0 && self.dr7 >> (16 + 4 * i) & 1 != 0
+    }
+
+    /// Notes a data breakpoint hit (SDM vol. 3, 17.2.5); the trap is raised after the instruction.
+    fn note_data_access(&mut self, linear: u64, size: u64, write: bool) {
+        if self.dr7 & 0xff == 0 {
+            return;
+        }
+        for i in 0..4 {
+            let kind = self.dr7 >> (16 + 4 * i) & 3;
+            let len = [1, 2, 8, 4][(self.dr7 >> (18 + 4 * i) & 3) as usize];
+            let base = self.dr[i] & !(len - 1);
+            let overlaps = linear < base.wrapping_add(len) && base < linear.wrapping_add(size);
+            if self.watches_data(i) && overlaps && (kind == 3 || kind == 1 && write) {
+                self.pending_dr6 |= 1 << i;
+                self.attention |= attention::DEBUG_TRAP;
+                self.block_end = 0;
+            }
+        }
+    }
+}
+
+/// How many of `len` bytes from `linear` lie in its page.
+fn first_piece(linear: u64, len: usize) -> usize {
+    len.min(0x1000 - (linear & 0xfff) as usize)
+}
+
+/// Cuts an access into naturally aligned pieces of 1, 2, 4 or 8 bytes: (offset, length). An access that is itself a
+/// scalar stays whole, as on the bus of a PC.
+fn bus_pieces(gpa: u64, len: usize) -> impl Iterator<Item = (usize, usize)> {
+    let mut offset = 0;
+    std::iter::from_fn(move || {
+        let left = len - offset;
+        if left == 0 {
+            return None;
+        }
+        let piece = if offset == 0 && matches!(len, 1 | 2 | 4 | 8) {
+            len
+        } else {
+            let aligned = 1 << (gpa + offset as u64).trailing_zeros().min(3);
+            let fits = 1 << left.ilog2().min(3);
+            usize::min(aligned, fits)
+        };
+        offset += piece;
+        Some((offset - piece, piece))
+    })
+}
+
+/// Host atomics on guest memory of any alignment.
+mod atomic {
+    use crate::state::int::Int;
+
+    /// Compare-and-swap loop on `T` at `at`.
+    ///
+    /// # Safety
+    /// `at` points to `T::BYTES` bytes of mapped RAM.
+    pub(super) unsafe fn update<T: Int>(at: *mut u8, update: &mut impl FnMut(T) -> T) -> T {
+        // SAFETY: the caller's promise.
+        let mut seen = unsafe { std::ptr::read_unaligned(at.cast::<T>()) };
+        loop {
+            let new = update(seen);
+            // SAFETY: the caller's promise.
+            let found = unsafe { compare_exchange(at, seen.to_u64(), new.to_u64(), T::BYTES) };
+            let found = T::from_u64(found);
+            if found == seen {
+                return seen;
+            }
+            seen = found;
+        }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    unsafe fn compare_exchange(at: *mut u8, seen: u64, new: u64, size: u64) -> u64 {
+        use std::arch::asm;
+        let mut rax = seen;
+        // SAFETY: the caller's promise; LOCK CMPXCHG works at any alignment.
+        unsafe {
+            match size {
+                1 => {
+                    asm!("lock cmpxchg byte ptr [{at}], {new}", at = in(reg) at, new = in(reg_byte) new as u8, inout("rax") rax, options(nostack))
+                }
+                2 => {
+                    asm!("lock cmpxchg word ptr [{at}], {new:x}", at = in(reg) at, new = in(reg) new, inout("rax") rax, options(nostack))
+                }
+                4 => {
+                    asm!("lock cmpxchg dword ptr [{at}], {new:e}", at = in(reg) at, new = in(reg) new, inout("rax") rax, options(nostack))
+                }
+                _ => {
+                    asm!("lock cmpxchg qword ptr [{at}], {new}", at = in(reg) at, new = in(reg) new, inout("rax") rax, options(nostack))
+                }
+            }
+        }
+        rax
+    }
+
+    /// LOCK CMPXCHG16B.
+    ///
+    /// # Safety
+    /// `at` points to 16 aligned bytes of mapped RAM.
+    #[cfg(target_arch = "x86_64")]
+    pub(super) unsafe fn exchange_16(at: *mut u8, expected: u128, new: u128) -> u128 {
+        let (mut low, mut high) = (expected as u64, (expected >> 64) as u64);
+        // SAFETY: the caller's promise; RBX is saved by hand because LLVM reserves it.
+        unsafe {
+            std::arch::asm!(
+                "xchg rsi, rbx",
+                "lock cmpxchg16b xmmword ptr [rdi]",
+                "mov rbx, rsi",
+                in("rdi") at,
+                inout("rsi") new as u64 => _,
+                in("rcx") (new >> 64) as u64,
+                inout("rax") low,
+                inout("rdx") high,
+                options(nostack)
+            );
+        }
+        u128::from(high) << 64 | u128::from(low)
+    }
+
+    #[cfg(not(target_arch = "x86_64"))]
+    unsafe fn compare_exchange(at: *mut u8, seen: u64, new: u64, size: u64) -> u64 {
+        use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering::SeqCst};
+        macro_rules! exchange {
+            ($atomic:ty, $int:ty) => {{
+                if !at.cast::<$int>().is_aligned() {
+                    // A host without split locks: single-vCPU guests are unaffected, others lose atomicity here.
+                    // SAFETY: the caller's promise.
+                    let found = unsafe { at.cast::<$int>().read_unaligned() };
+                    if found == seen as $int {
+                        // SAFETY: the caller's promise.
+                        unsafe { at.cast::<$int>().write_unaligned(new as $int) };
+                    }
+                    return u64::from(found);
+                }
+                // SAFETY: the caller's promise, and the alignment was just checked.
+                let atomic = unsafe { <$atomic>::from_ptr(at.cast()) };
+                let (Ok(found) | Err(found)) = atomic.compare_exchange(seen as $int, new as $int, SeqCst, SeqCst);
+                u64::from(found)
+            }};
+        }
+        match size {
+            1 => exchange!(AtomicU8, u8),
+            2 => exchange!(AtomicU16, u16),
+            4 => exchange!(AtomicU32, u32),
+            _ => exchange!(AtomicU64, u64),
+        }
+    }
+
+    /// 16-byte compare and exchange for hosts without one: not atomic between vCPUs.
+    ///
+    /// # Safety
+    /// `at` points to 16 bytes of mapped RAM.
+    #[cfg(not(target_arch = "x86_64"))]
+    pub(super) unsafe fn exchange_16(at: *mut u8, expected: u128, new: u128) -> u128 {
+        // SAFETY: the caller's promise.
+        let found = unsafe { at.cast::<u128>().read_unaligned() };
+        if found == expected {
+            // SAFETY: the caller's promise.
+            unsafe { at.cast::<u128>().write_unaligned(new) };
+        }
+        found
+    }
+}
