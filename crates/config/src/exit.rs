@@ -13,6 +13,10 @@ pub const OK: u8 = 0;
 pub const POWEROFF: u8 = 1;
 /// Usage errors: the same number as [`POWEROFF`].
 pub const USAGE: u8 = 1;
+/// Every vCPU of the guest halted with interrupts disabled.
+pub const HALT: u8 = 2;
+/// The guest ended in a triple fault.
+pub const TRIPLE_FAULT: u8 = 3;
 /// bhyve ended because of an error.
 pub const ERROR: u8 = 4;
 /// `EX_USAGE` of sysexits(3): an option's argument that does not parse.

@@ -9,7 +9,7 @@
 //! | [`expand`] | `%(other.key)` inside values, replaced when a value is read |
 //! | [`value`] | text to boolean, integer, size, list of CPUs |
 //! | [`store`] | [`Config`] and [`NodeRef`]: typed reading with the key's full path in every error |
-//! | [`file`] | the `-k` file |
+//! | [`mod@file`] | the `-k` file |
 //! | [`cmdline`] | the command line; [`parse_command_line`] is the entry point of the bhyve program |
 //! | [`legacy`] | how the `-s` option of each device becomes keys of the tree |
 //! | [`topology`], [`numa`], [`pci`], [`lpc`], [`settings`] | small typed views that several crates need |

@@ -30,7 +30,7 @@ pub(super) struct GetOpt<'a, I: Iterator> {
     args: std::iter::Peekable<I>,
     flags: &'a [u8],
     with_argument: &'a [u8],
-    /// What is left of the current word of bundled options.
+    /// The current word of bundled options, last letter first.
     bundle: Vec<u8>,
 }
 
@@ -47,9 +47,9 @@ impl<'a, I: Iterator<Item = OsString>> GetOpt<'a, I> {
             if word == "--" {
                 return None;
             }
-            self.bundle = word.as_bytes()[1..].to_vec();
+            self.bundle = word.as_bytes()[1..].iter().rev().copied().collect();
         }
-        let letter = self.bundle.remove(0);
+        let letter = self.bundle.pop()?;
         if self.flags.contains(&letter) {
             Some(Ok(Opt::Flag(letter)))
         } else if self.with_argument.contains(&letter) {
@@ -60,7 +60,7 @@ impl<'a, I: Iterator<Item = OsString>> GetOpt<'a, I> {
     }
 
     fn argument(&mut self, letter: u8) -> Result<Opt, OptError> {
-        let glued = std::mem::take(&mut self.bundle);
+        let glued: Vec<u8> = std::mem::take(&mut self.bundle).into_iter().rev().collect();
         let argument = if glued.is_empty() {
             self.args.next().ok_or(OptError::MissingArgument(letter))?
         } else {
