@@ -112,7 +112,7 @@ pub(crate) fn run(options: Options) -> Result<ExitCode> {
     if options.test.is_some() {
         return run_test(&mut command);
     }
-    say("to leave, type \"poweroff -f\" in the guest (if it hangs: kill it from another terminal)");
+    say("to leave, type \"exit\" or \"poweroff\" in the guest (if it hangs, kill it from another terminal)");
     loop {
         // Not through a pipe: the guest's console is this terminal.
         let status = command.status().with_context(|| format!("cannot start {}", program.display()))?;

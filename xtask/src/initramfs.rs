@@ -23,8 +23,8 @@ pub(crate) const MODULES: [&str; 7] = [
     "evdev", // the power button and how programs hear of it
 ];
 
-/// What acpid runs when the power button is pressed: as `poweroff` does, it asks init.
-const POWER_BUTTON: &[u8] = b"#!/bin/sh\nkill -USR2 1\n";
+/// What acpid runs when the power button is pressed.
+const POWER_BUTTON: &[u8] = b"#!/bin/sh\necho POWER-BUTTON >/dev/console\npoweroff\n";
 
 /// Content of the usual initramfs. `modules` are in loading order.
 pub(crate) fn standard(busybox: &Path, modules: &Path, scripts: &Path) -> Result<Vec<u8>> {
@@ -42,6 +42,7 @@ pub(crate) fn standard(busybox: &Path, modules: &Path, scripts: &Path) -> Result
     archive.file("etc/group", 0o644, b"root:x:0:\n");
     archive.file("etc/acpi/PWRF/00000080", 0o755, POWER_BUTTON);
     archive.file("init", 0o755, &read(&scripts.join("init"))?);
+    archive.file("etc/session", 0o755, &read(&scripts.join("session"))?);
     let order = read(&modules.join("order"))?;
     archive.file("modules/order", 0o644, &order);
     for name in String::from_utf8_lossy(&order).lines() {
