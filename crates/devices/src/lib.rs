@@ -1,1 +1,3 @@
 //! What the guest sees: PCI, chipset, virtio, storage.
+
+pub mod chipset;
