@@ -1,1 +1,23 @@
-//! Firmware tables and kernel loaders: from a board description to bytes and entry state.
+//! Firmware tables and kernel loaders: from a board description to bytes in guest memory and the
+//! state in which the boot vCPU starts.
+//!
+//! * [`Board`] says what the machine is made of.
+//! * [`write_tables`] puts the tables where bhyve's guests look for them: MP table at
+//!   [`MPTABLE_BASE`], SMBIOS at [`SMBIOS_BASE`], ACPI at [`ACPI_BASE`].
+//! * [`e820`] is the memory map that loaders and firmware channels hand to the guest.
+//! * [`load`] puts a kernel into memory without any firmware: Linux bzImage, PVH ELF, multiboot.
+//!
+//! Kernel and initrd files are not trusted: whatever they hold, loading ends in a state or an error.
+
+mod board;
+mod e820;
+mod load;
+mod tables;
+
+pub use board::{Board, InterruptRoute, Lpc, PciBus, SmbiosStrings, Topology, Window};
+pub use e820::{E820Entry, E820Kind, e820};
+pub use load::{BootError, Role, load};
+pub use tables::{ACPI_BASE, MPTABLE_BASE, SMBIOS_BASE, TableError, write_tables};
+
+#[cfg(test)]
+mod fixture;
