@@ -11,6 +11,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
+use crate::deb::remove_folder;
 use crate::layout::Arch;
 use crate::process::{need_tool, output, run, say};
 use crate::sources::Mirrors;
@@ -73,11 +74,14 @@ impl Apt {
             self.arch,
             size.unwrap_or_default() as f64 / 1e6
         ));
-        // apt-get writes a file under its final name only when it is complete and right.
-        fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+        // What is left of an interrupted download must not be taken for a package.
+        let partial = folder.with_file_name(format!("{package}.partial"));
+        fs::create_dir_all(&partial).with_context(|| format!("cannot make {}", partial.display()))?;
         let mut command = self.command("apt-get")?;
-        run(command.current_dir(&folder).arg("download").arg(package))
+        run(command.current_dir(&partial).arg("download").arg(package))
             .with_context(|| format!("cannot download the Debian package {package}"))?;
+        remove_folder(&folder)?;
+        fs::rename(&partial, &folder).with_context(|| format!("cannot make {}", folder.display()))?;
         find_deb(&folder).with_context(|| format!("apt-get left no package in {}", folder.display()))
     }
 
@@ -126,8 +130,8 @@ fn sources(mirrors: &Mirrors, arch: Arch) -> String {
         )
     };
     let mut all = source(&mirrors.main, RELEASE);
-    if arch == Arch::Amd64 {
-        all += &source(&mirrors.security, &format!("{RELEASE}-security"));
+    if let (Arch::Amd64, Some(security)) = (arch, &mirrors.security) {
+        all += &source(security, &format!("{RELEASE}-security"));
     }
     all
 }
@@ -150,6 +154,7 @@ APT::Architecture "{arch}";
 APT::Architectures {{ "{arch}"; }};
 APT::Default-Release "";
 APT::Sandbox::User "";
+APT::Update::Error-Mode "any";
 #clear APT::Update::Pre-Invoke;
 #clear APT::Update::Post-Invoke;
 #clear APT::Update::Post-Invoke-Success;
@@ -198,7 +203,8 @@ mod tests {
 
     #[test]
     fn only_amd64_uses_the_security_archive() {
-        let mirrors = Mirrors::named("http://a.example/debian");
+        let mirrors =
+            Mirrors { security: Some("http://s.example/s".into()), ..Mirrors::named("http://a.example/debian") };
         let text = sources(&mirrors, Arch::Amd64);
         assert!(text.contains("\nURIs: http://a.example/debian\nSuites: bookworm\n"));
         assert!(text.contains("\nSuites: bookworm-security\n"));

@@ -40,7 +40,7 @@ impl Options {
         let mut parser = lexopt::Parser::from_args(args.into_iter().take(end));
         while let Some(arg) = parser.next()? {
             match arg {
-                Long("arch") => options.arch = parser.value()?.parse()?,
+                Long("arch") => options.arch = parser.value()?.string()?.parse()?,
                 Long("cpus") => options.cpus = parser.value()?.parse()?,
                 Long("memory") => options.memory = parser.value()?.string()?,
                 Long("append") => options.append = parser.value()?.string()?,

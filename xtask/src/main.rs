@@ -60,7 +60,7 @@ fn run(command: &OsString, args: Vec<OsString>) -> Result<ExitCode> {
             println!("{USAGE}");
             Ok(ExitCode::SUCCESS)
         }
-        _ => bail!("which task?\n{USAGE}"),
+        _ => bail!("no such task\n{USAGE}"),
     }
 }
 

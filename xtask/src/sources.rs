@@ -23,7 +23,7 @@ const SUITES: [&str; 11] = [
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Mirrors {
     pub(crate) main: String,
-    pub(crate) security: String,
+    pub(crate) security: Option<String>,
     /// False where the machine's own entry says so, as those for snapshots of the archive must.
     pub(crate) check_valid_until: bool,
 }
@@ -51,9 +51,9 @@ impl Mirrors {
         Self::from_entries(&entries)
     }
 
-    /// One mirror named by the user; its security archive has Debian's own address.
+    /// One mirror named by the user, who may reach no security archive.
     pub(crate) fn named(main: &str) -> Self {
-        Self { main: main.to_owned(), ..Self::from_entries(&[]) }
+        Self { main: main.to_owned(), security: None, check_valid_until: true }
     }
 
     fn from_entries(entries: &[Entry]) -> Self {
@@ -66,7 +66,7 @@ impl Mirrors {
         let default = |uri: &str| (uri.to_owned(), true);
         let (main, check_main) = find(false).unwrap_or_else(|| default("http://deb.debian.org/debian"));
         let (security, check_security) = find(true).unwrap_or_else(|| default("http://deb.debian.org/debian-security"));
-        Self { main, security, check_valid_until: check_main && check_security }
+        Self { main, security: Some(security), check_valid_until: check_main && check_security }
     }
 }
 
@@ -172,7 +172,7 @@ mod tests {
             "",
         );
         assert_eq!(got.main, "http://a.example/debian/");
-        assert_eq!(got.security, "http://b.example/debian-security");
+        assert_eq!(got.security.as_deref(), Some("http://b.example/debian-security"));
         assert!(!got.check_valid_until);
     }
 
@@ -186,7 +186,7 @@ mod tests {
              Components: main\n",
         );
         assert_eq!(got.main, "https://a.example/debian");
-        assert_eq!(got.security, "https://a.example/debian-security");
+        assert_eq!(got.security.as_deref(), Some("https://a.example/debian-security"));
         assert!(got.check_valid_until);
     }
 

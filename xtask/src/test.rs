@@ -65,7 +65,8 @@ fn install_tools() -> Result<()> {
         run_to_end(Command::new(rustup).args(["component", "add", component]))?;
     }
     let missing = || TOOLS.iter().filter(|(tool, _)| find_tool(tool).is_none());
-    let packages: Vec<_> = missing().map(|(_, package)| *package).collect();
+    let mut packages: Vec<_> = missing().map(|(_, package)| *package).collect();
+    packages.dedup();
     if packages.is_empty() {
         return Ok(());
     }
