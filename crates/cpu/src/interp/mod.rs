@@ -1,19 +1,28 @@
 //! The interpreter: runs decoded blocks, one operation after the other.
 
 pub(crate) mod alu;
+pub(crate) mod bcd;
+pub(crate) mod bit;
 pub(crate) mod control;
+pub(crate) mod cpuid;
 pub(crate) mod data;
+pub(crate) mod exchange;
 pub(crate) mod fpu;
 pub(crate) mod hostalu;
+pub(crate) mod io;
 pub(crate) mod msr;
+pub(crate) mod muldiv;
 pub(crate) mod operand;
+pub(crate) mod shift;
 pub(crate) mod stack;
+pub(crate) mod string;
+pub(crate) mod system;
 
 use platform::x86::{Activity, rflags, seg};
 
 use crate::cache::Block;
 use crate::decode::{self, Flow, Op};
-use crate::event::request::bit;
+use crate::event::request::bit as event;
 use crate::mmu::Access;
 use crate::mmu::walk::is_canonical;
 use crate::state::{RIP, Shadow, attention};
@@ -22,7 +31,7 @@ use crate::{Step, Trap, Vcpu};
 /// Why [`Vcpu::run`] returned.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Exit {
-    /// [`bit::STOP`] was raised.
+    /// [`event::STOP`] was raised.
     Stop,
     /// The vCPU is in HLT with nothing to wake it; whether interrupts are enabled.
     Halt {
@@ -153,37 +162,37 @@ impl Vcpu {
     #[cold]
     fn attend(&mut self) -> Next {
         let pending = self.events.pending();
-        if pending & bit::SYNC_CODE != 0 {
+        if pending & event::SYNC_CODE != 0 {
             self.serve_code_sync();
         }
-        if pending & bit::STOP != 0 {
-            self.events.take(bit::STOP);
+        if pending & event::STOP != 0 {
+            self.events.take(event::STOP);
             return Next::Exit(Exit::Stop);
         }
-        if self.activity == Activity::Shutdown && pending & bit::INIT == 0 {
+        if self.activity == Activity::Shutdown && pending & event::INIT == 0 {
             return Next::Exit(Exit::Shutdown);
         }
-        if pending & bit::INIT != 0 {
-            self.events.take(bit::INIT);
+        if pending & event::INIT != 0 {
+            self.events.take(event::INIT);
             self.init();
             return Next::Again;
         }
         if self.activity == Activity::WaitForSipi {
-            if self.events.take(bit::STARTUP) == 0 {
+            if self.events.take(event::STARTUP) == 0 {
                 return Next::Exit(Exit::WaitForSipi);
             }
             self.start_up(self.events.startup_vector());
             return Next::Again;
         }
         // A start-up IPI to a CPU that does not wait for one is lost.
-        if pending & bit::STARTUP != 0 {
-            self.events.take(bit::STARTUP);
+        if pending & event::STARTUP != 0 {
+            self.events.take(event::STARTUP);
         }
         if self.attention & attention::DEBUG_TRAP != 0 && self.shadow != Shadow::MovSs {
             self.attention &= !attention::DEBUG_TRAP;
             return self.deliver_or_shut_down(Self::deliver_debug_trap);
         }
-        if self.events.take(bit::NMI) != 0 || self.nmi_waiting {
+        if self.events.take(event::NMI) != 0 || self.nmi_waiting {
             self.nmi_waiting = true;
             if !self.nmi_blocked && self.shadow != Shadow::MovSs {
                 self.nmi_waiting = false;
@@ -191,7 +200,7 @@ impl Vcpu {
                 return self.deliver_or_shut_down(Self::deliver_nmi);
             }
         }
-        if self.events.take(bit::INTERRUPT) != 0 || self.attention & attention::INTERRUPT != 0 {
+        if self.events.take(event::INTERRUPT) != 0 || self.attention & attention::INTERRUPT != 0 {
             self.attention &= !attention::INTERRUPT;
             self.interrupt_waiting = true;
             if self.flags.sys & rflags::IF != 0 && self.shadow == Shadow::None {
@@ -393,9 +402,9 @@ impl Vcpu {
 
     /// Answers another vCPU's request: no page that holds code may be written on the fast path.
     fn serve_code_sync(&mut self) {
-        if self.events.pending() & bit::SYNC_CODE != 0 {
+        if self.events.pending() & event::SYNC_CODE != 0 {
             self.tlb.flush_writes();
-            self.events.take(bit::SYNC_CODE);
+            self.events.take(event::SYNC_CODE);
         }
     }
 }

@@ -237,6 +237,43 @@ impl Vcpu {
         Ok(old)
     }
 
+    /// Copies up to `len` bytes forward between linear addresses, as far as both pages reach and are plain RAM. Returns the
+    /// number of bytes copied: 0 where the copy needs care (MMIO, code, breakpoints, overlap that repeats a pattern).
+    pub(crate) fn copy_in_pages(&mut self, to: u64, from: u64, len: u64) -> Step<u64> {
+        self.resolve(from, Access::Read)?;
+        self.resolve(to, Access::Write)?;
+        let (source, target) = (*self.tlb.slot(from), *self.tlb.slot(to));
+        if source.read != from & !0xfff || target.write != to & !0xfff {
+            return Ok(0);
+        }
+        let len = len.min(0x1000 - (from & 0xfff)).min(0x1000 - (to & 0xfff)) & !7;
+        let (from, to) = (source.addend.wrapping_add(from), target.addend.wrapping_add(to));
+        // A destination shortly behind the source must see the bytes just copied.
+        if to.wrapping_sub(from) < len {
+            return Ok(0);
+        }
+        // SAFETY: both tags prove pages of RAM at these host addresses, and `len` ends in both pages; `copy` allows overlap.
+        unsafe { ptr::copy(from as *const u8, to as *mut u8, len as usize) };
+        Ok(len)
+    }
+
+    /// Stores up to `count` copies of `value` from a linear address, as far as its page reaches and is plain RAM.
+    /// Returns the number stored.
+    pub(crate) fn fill_in_page<T: Int>(&mut self, to: u64, value: T, count: u64) -> Step<u64> {
+        self.resolve(to, Access::Write)?;
+        let target = *self.tlb.slot(to);
+        if target.write != to & !0xfff {
+            return Ok(0);
+        }
+        let count = count.min((0x1000 - (to & 0xfff)) / T::BYTES);
+        let at = target.addend.wrapping_add(to) as *mut T;
+        for i in 0..count as usize {
+            // SAFETY: the tag proves a page of RAM at this host address, and `count` elements end in it.
+            unsafe { ptr::write_unaligned(at.add(i), value) };
+        }
+        Ok(count)
+    }
+
     /// Whether DR7 watches data in the page of `linear`.
     fn watches_page(&self, linear: u64) -> bool {
         self.dr7 & 0xff != 0 && (0..4).any(|i| self.watches_data(i) && (self.dr[i] ^ linear) & !0xfff == 0)
