@@ -60,11 +60,6 @@ impl Mode {
             0xffff
         }
     }
-    /// Mask of the instruction pointer.
-    #[inline]
-    pub(crate) fn ip_mask(self) -> u64 {
-        if self.is_64() { u64::MAX } else { 0xffff_ffff }
-    }
     /// A small number, different for every mode.
     #[inline]
     pub(crate) fn key(self) -> u8 {
@@ -168,8 +163,22 @@ pub(crate) struct Decoding<'a> {
 }
 
 /// The families, in the order in which they are asked.
-const FAMILIES: &[fn(&mut Decoding<'_>) -> Option<Choice>] =
-    &[interp::data::select, interp::alu::select, interp::control::select, interp::stack::select];
+const FAMILIES: &[fn(&mut Decoding<'_>) -> Option<Choice>] = &[
+    interp::data::select,
+    interp::alu::select,
+    interp::control::select,
+    interp::stack::select,
+    interp::shift::select,
+    interp::bit::select,
+    interp::string::select,
+    interp::muldiv::select,
+    interp::exchange::select,
+    interp::system::select,
+    interp::io::select,
+    interp::msr::select,
+    interp::cpuid::select,
+    interp::bcd::select,
+];
 
 /// Decodes the instruction at the start of `bytes` (1–15 bytes, as many as are mapped) in `mode`.
 ///
