@@ -12,5 +12,7 @@
 mod bytes;
 #[cfg(test)]
 mod fixture;
+pub mod hpet;
 pub mod lines;
+pub mod rtc;
 pub mod uart16550;
