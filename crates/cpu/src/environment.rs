@@ -8,10 +8,10 @@ pub trait Environment: Send + Sync {
     fn mmio_read(&self, gpa: u64, size: u8) -> u64;
     /// Writes `size` bytes of guest-physical space that is not RAM.
     fn mmio_write(&self, gpa: u64, size: u8, value: u64);
-    /// Reads a port; `size` 1, 2 or 4.
-    fn io_read(&self, port: u16, size: u8) -> u32;
+    /// Reads a port; `size` 1, 2 or 4. `rip` is the instruction's, for messages.
+    fn io_read(&self, port: u16, size: u8, rip: u64) -> u32;
     /// Writes a port.
-    fn io_write(&self, port: u16, size: u8, value: u32);
+    fn io_write(&self, port: u16, size: u8, value: u32, rip: u64);
     /// Whether an interrupt is deliverable now (above the processor priority, or ExtINT).
     fn interrupt_pending(&self) -> bool;
     /// The interrupt-acknowledge cycle: the vector to deliver, or `None` if the interrupt has gone away.

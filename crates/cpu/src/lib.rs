@@ -25,7 +25,7 @@ pub mod state;
 mod trap;
 
 pub use environment::Environment;
-pub use event::request::{Events, SharedCpus};
+pub use event::request::{Events, SharedCpus, bit as event_bits};
 pub use features::Features;
 pub use interp::Exit;
 pub use state::Vcpu;

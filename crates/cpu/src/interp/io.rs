@@ -34,15 +34,15 @@ impl Vcpu {
     }
 
     /// Reads a port.
-    pub(crate) fn port_in(&mut self, port: u16, size: u8) -> u32 {
+    pub(crate) fn port_in(&mut self, op: &Op, port: u16, size: u8) -> u32 {
         self.note_io_breakpoint(port, size);
-        self.env.io_read(port, size)
+        self.env.io_read(port, size, self.rip().wrapping_sub(u64::from(op.len)))
     }
 
     /// Writes a port.
-    pub(crate) fn port_out(&mut self, port: u16, size: u8, value: u32) {
+    pub(crate) fn port_out(&mut self, op: &Op, port: u16, size: u8, value: u32) {
         self.note_io_breakpoint(port, size);
-        self.env.io_write(port, size, value);
+        self.env.io_write(port, size, value, self.rip().wrapping_sub(u64::from(op.len)));
     }
 
     /// I/O breakpoints (CR4.DE set, R/W field 2).
@@ -69,7 +69,7 @@ fn port(vcpu: &Vcpu, op: &Op, immediate: bool) -> u16 {
 fn input<T: Int, const IMM: bool>(vcpu: &mut Vcpu, op: &Op) -> Step {
     let port = port(vcpu, op, IMM);
     vcpu.check_io(port, T::BYTES as u8)?;
-    let value = vcpu.port_in(port, T::BYTES as u8);
+    let value = vcpu.port_in(op, port, T::BYTES as u8);
     T::from_u64(u64::from(value)).set(&mut vcpu.regs, RAX as u8);
     Ok(())
 }
@@ -78,7 +78,7 @@ fn output<T: Int, const IMM: bool>(vcpu: &mut Vcpu, op: &Op) -> Step {
     let port = port(vcpu, op, IMM);
     vcpu.check_io(port, T::BYTES as u8)?;
     let value = T::get(&vcpu.regs, RAX as u8).to_u64() as u32;
-    vcpu.port_out(port, T::BYTES as u8, value);
+    vcpu.port_out(op, port, T::BYTES as u8, value);
     Ok(())
 }
 

@@ -161,7 +161,7 @@ impl Element for Ins {
         let to = destination::<T>(vcpu, op, true)?;
         // The port is read only once it is sure that the value can be stored.
         vcpu.check_write(to, T::BYTES)?;
-        let value = vcpu.port_in(port, T::BYTES as u8);
+        let value = vcpu.port_in(op, port, T::BYTES as u8);
         vcpu.store(to, T::from_u64(u64::from(value)))
     }
 }
@@ -174,7 +174,7 @@ impl Element for Outs {
         vcpu.check_io(port, T::BYTES as u8)?;
         let from = source::<T>(vcpu, op)?;
         let value: T = vcpu.load(from)?;
-        vcpu.port_out(port, T::BYTES as u8, value.to_u64() as u32);
+        vcpu.port_out(op, port, T::BYTES as u8, value.to_u64() as u32);
         Ok(())
     }
 }
