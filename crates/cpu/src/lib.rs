@@ -22,6 +22,8 @@ pub mod features;
 pub mod interp;
 pub mod mmu;
 pub mod state;
+#[cfg(test)]
+mod testing;
 mod trap;
 
 pub use environment::Environment;
