@@ -1,0 +1,178 @@
+//! The software engine: crate `cpu` for vCPUs, crate `irqchip` for interrupt chips, one host thread per vCPU.
+
+mod environment;
+mod halt;
+mod tsc;
+
+use std::sync::Arc;
+
+use cpu::features::Placement;
+use cpu::{Events, Exit, Features, SharedCpus};
+use irqchip::{ChipOptions, CpuPins, CpuWiring, SoftIrqChip};
+use platform::x86::{Activity, VcpuState};
+use platform::{IrqLine, IrqSink, MsiSink, Persist};
+
+use crate::engine::{EngineError, EngineKind, InterruptChips, Vcpu, VcpuExit, VcpuHandle, Vm, VmOptions};
+use environment::CpuEnvironment;
+use halt::HaltWatch;
+use tsc::HostTsc;
+
+use cpu::event_bits as bit;
+
+/// Everything that ends a vCPU's sleep.
+const WAKE: u32 = bit::INTERRUPT | bit::NMI | bit::INIT | bit::STARTUP | bit::STOP;
+
+/// Makes a VM run by the software CPU.
+///
+/// # Errors
+/// The chips' places on the buses are taken.
+pub fn create(options: &VmOptions) -> Result<Vm, EngineError> {
+    let cpus = options.layout.cpus;
+    let events: Vec<Arc<Events>> = (0..cpus).map(|_| Arc::default()).collect();
+    let tsc = Arc::new(HostTsc::start());
+    let wiring = events.iter().enumerate().map(|(i, events)| CpuWiring {
+        apic_id: options.layout.apic_id(i as u32),
+        pins: Arc::new(Pins(events.clone())),
+        tsc: tsc.clone(),
+    });
+    let chip = SoftIrqChip::new(wiring.collect(), ChipOptions::default(), options.time.clone());
+    chip.map(&options.ports, &options.mmio)?;
+    let chips = Arc::new(SoftChips::new(chip));
+
+    let shared = Arc::new(SharedCpus::default());
+    let halt = Arc::new(HaltWatch::new(cpus, options.power.clone()));
+    let vcpus = (0..cpus).zip(&events).map(|(index, events)| {
+        let features = Arc::new(Features::host(placement(options, index)));
+        let apic = chips.chip.local_apics()[index as usize].clone();
+        let env = Arc::new(CpuEnvironment::new(index, apic, options, tsc.clone()));
+        let mut vcpu = cpu::Vcpu::new(options.memory.clone(), env, events.clone(), shared.clone(), features);
+        if index > 0 {
+            vcpu.set_state(&VcpuState { activity: Activity::WaitForSipi, ..VcpuState::reset() });
+        }
+        Box::new(SoftVcpu { index, vcpu, events: events.clone(), halt: halt.clone() }) as Box<dyn Vcpu>
+    });
+    Ok(Vm { kind: EngineKind::Soft, vcpus: vcpus.collect(), chips: chips.clone() })
+}
+
+fn placement(options: &VmOptions, index: u32) -> Placement {
+    let layout = &options.layout;
+    Placement {
+        apic_id: layout.apic_id(index),
+        sockets: layout.sockets,
+        cores: layout.cores,
+        threads: layout.threads,
+        x2apic: layout.x2apic,
+    }
+}
+
+struct SoftVcpu {
+    index: u32,
+    vcpu: cpu::Vcpu,
+    events: Arc<Events>,
+    halt: Arc<HaltWatch>,
+}
+
+impl Vcpu for SoftVcpu {
+    fn index(&self) -> u32 {
+        self.index
+    }
+
+    fn run(&mut self) -> Result<VcpuExit, EngineError> {
+        loop {
+            match self.vcpu.run() {
+                Exit::Stop => return Ok(VcpuExit::Stopped),
+                Exit::Shutdown => return Ok(VcpuExit::Shutdown),
+                Exit::Halt { interruptible: true } => self.events.wait(WAKE),
+                Exit::Halt { interruptible: false } | Exit::WaitForSipi => {
+                    let _dead = self.halt.enter();
+                    self.events.wait(WAKE);
+                }
+            }
+        }
+    }
+
+    fn state(&mut self) -> Result<VcpuState, EngineError> {
+        Ok(self.vcpu.state())
+    }
+
+    fn set_state(&mut self, state: &VcpuState) -> Result<(), EngineError> {
+        self.vcpu.set_state(state);
+        Ok(())
+    }
+
+    fn handle(&self) -> Arc<dyn VcpuHandle> {
+        Arc::new(Pins(self.events.clone()))
+    }
+}
+
+/// A vCPU's events, as its local APIC and other threads raise them.
+struct Pins(Arc<Events>);
+
+impl CpuPins for Pins {
+    fn interrupt(&self) {
+        self.0.raise(bit::INTERRUPT);
+    }
+    fn nmi(&self) {
+        self.0.raise(bit::NMI);
+    }
+    fn init(&self) {
+        self.0.raise(bit::INIT);
+    }
+    fn startup(&self, vector: u8) {
+        self.0.raise_startup(vector);
+    }
+}
+
+impl VcpuHandle for Pins {
+    fn stop(&self) {
+        self.0.raise(bit::STOP);
+    }
+}
+
+/// The chips, with the sources that the PIRQ router drives.
+struct SoftChips {
+    chip: SoftIrqChip,
+    pic: Arc<Sources>,
+    ioapic: Arc<Sources>,
+}
+
+impl SoftChips {
+    fn new(chip: SoftIrqChip) -> Self {
+        let router = chip.router();
+        let pic = Arc::new(Sources((0..16).map(|n| router.pic_source(n)).collect()));
+        let ioapic = Arc::new(Sources((0..chip.ioapic().pins()).map(|n| router.ioapic_source(n)).collect()));
+        Self { chip, pic, ioapic }
+    }
+}
+
+impl InterruptChips for SoftChips {
+    fn line(&self, gsi: u32) -> Option<IrqLine> {
+        self.chip.router().source(gsi)
+    }
+    fn pic(&self) -> Arc<dyn IrqSink> {
+        self.pic.clone()
+    }
+    fn ioapic(&self) -> Arc<dyn IrqSink> {
+        self.ioapic.clone()
+    }
+    fn msi(&self) -> Arc<dyn MsiSink> {
+        self.chip.msi()
+    }
+    fn pins(&self) -> u32 {
+        self.chip.ioapic().pins()
+    }
+    fn persistent(&self) -> Vec<(String, Arc<dyn Persist>)> {
+        self.chip.persistent()
+    }
+}
+
+/// One line per input.
+struct Sources(Vec<Option<IrqLine>>);
+
+impl IrqSink for Sources {
+    fn set_level(&self, line: u32, asserted: bool) {
+        if let Some(Some(source)) = self.0.get(line as usize) {
+            source.set(asserted);
+        }
+    }
+}
