@@ -1,3 +1,4 @@
 //! The host side of devices: block images, terminals.
 
+pub mod block;
 pub mod tty;

@@ -1,0 +1,183 @@
+//! Guest memory as the kernel's vectored I/O wants it.
+#![allow(unsafe_code)]
+
+use std::io;
+use std::os::fd::BorrowedFd;
+
+use memory::{GuestMemory, MemoryError};
+use platform::GuestRange;
+
+use super::sys::{self, Direction, IoVec};
+
+/// A scatter list of guest memory, checked, as host addresses. The guest may change the contents at any time.
+pub struct HostBuffers<'a> {
+    memory: &'a GuestMemory,
+    ranges: &'a [GuestRange],
+    pieces: Vec<IoVec>,
+    len: u64,
+}
+
+impl<'a> HostBuffers<'a> {
+    /// Checks `ranges`.
+    ///
+    /// # Errors
+    /// One of them is not wholly in RAM.
+    pub fn new(memory: &'a GuestMemory, ranges: &'a [GuestRange]) -> Result<Self, MemoryError> {
+        let mut len = 0u64;
+        let mut pieces = Vec::with_capacity(ranges.len());
+        for range in ranges.iter().filter(|range| range.size > 0) {
+            let base = memory.host_address(range.start.0, range.size)?;
+            pieces.push(IoVec { iov_base: base.cast(), iov_len: range.size as usize });
+            len = len.saturating_add(range.size);
+        }
+        Ok(Self { memory, ranges, pieces, len })
+    }
+
+    /// Bytes in all.
+    pub fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// Whether there is no byte.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Fills the buffers from `file` at `offset`.
+    ///
+    /// # Errors
+    /// What the kernel says, or that the file ends before. The buffers may be partly filled.
+    pub fn read_from(&self, file: BorrowedFd<'_>, offset: u64) -> io::Result<()> {
+        let result = self.transfer(file, Direction::Read, offset);
+        for range in self.ranges {
+            self.memory.pages().note_write(range.start.0, range.size);
+        }
+        result
+    }
+
+    /// Writes the buffers to `file` at `offset`.
+    ///
+    /// # Errors
+    /// What the kernel says. The file may be partly written.
+    pub fn write_to(&self, file: BorrowedFd<'_>, offset: u64) -> io::Result<()> {
+        self.transfer(file, Direction::Write, offset)
+    }
+
+    fn transfer(&self, file: BorrowedFd<'_>, direction: Direction, mut offset: u64) -> io::Result<()> {
+        let mut done = self.step(file, direction, &self.pieces, offset)?;
+        if done == self.len {
+            return Ok(());
+        }
+        // The kernel stopped half-way (a limit of its own, a signal): go on with what is left.
+        let mut pieces = self.pieces.clone();
+        let mut rest = pieces.as_mut_slice();
+        let mut total = done;
+        while total < self.len {
+            rest = advance(rest, done);
+            offset = offset.saturating_add(done);
+            done = self.step(file, direction, rest, offset)?;
+            total += done;
+        }
+        Ok(())
+    }
+
+    /// One system call that moves at least one byte.
+    fn step(&self, file: BorrowedFd<'_>, direction: Direction, pieces: &[IoVec], offset: u64) -> io::Result<u64> {
+        if pieces.is_empty() {
+            return Ok(0);
+        }
+        loop {
+            // SAFETY: the pieces were checked to lie in guest RAM, which `self.memory` keeps mapped; guest RAM is only
+            // ever accessed raw.
+            match unsafe { sys::transfer(file, direction, pieces, offset) } {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(moved) => return Ok(moved as u64),
+                Err(why) if why.kind() == io::ErrorKind::Interrupted => {}
+                Err(why) => return Err(why),
+            }
+        }
+    }
+}
+
+/// The pieces without their first `done` bytes.
+fn advance(pieces: &mut [IoVec], done: u64) -> &mut [IoVec] {
+    let mut left = done as usize;
+    let whole = pieces
+        .iter()
+        .take_while(|piece| {
+            let over = left >= piece.iov_len;
+            if over {
+                left -= piece.iov_len;
+            }
+            over
+        })
+        .count();
+    let rest = &mut pieces[whole..];
+    if let Some(first) = rest.first_mut() {
+        // SAFETY: `left` is less than the piece's length, so the address stays inside the piece.
+        first.iov_base = unsafe { first.iov_base.cast::<u8>().add(left) }.cast();
+        first.iov_len -= left;
+    }
+    rest
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::os::fd::AsFd;
+
+    use memory::MemoryOptions;
+
+    use super::*;
+
+    fn lengths(pieces: &[IoVec]) -> Vec<(usize, usize)> {
+        pieces.iter().map(|piece| (piece.iov_base as usize, piece.iov_len)).collect()
+    }
+
+    #[test]
+    fn advances_inside_and_across_pieces() {
+        let memory = GuestMemory::new(MemoryOptions { size: 0x1000, ..Default::default() }).unwrap();
+        let base = memory.base() as usize;
+        let ranges = [GuestRange::new(0, 4), GuestRange::new(0x100, 0), GuestRange::new(0x200, 8)];
+        let pieces = HostBuffers::new(&memory, &ranges).unwrap().pieces;
+        assert_eq!(lengths(advance(&mut pieces.clone(), 0)), [(base, 4), (base + 0x200, 8)]);
+        assert_eq!(lengths(advance(&mut pieces.clone(), 3)), [(base + 3, 1), (base + 0x200, 8)]);
+        assert_eq!(lengths(advance(&mut pieces.clone(), 4)), [(base + 0x200, 8)]);
+        assert_eq!(lengths(advance(&mut pieces.clone(), 7)), [(base + 0x203, 5)]);
+        assert_eq!(lengths(advance(&mut pieces.clone(), 12)), []);
+    }
+
+    #[test]
+    fn goes_on_where_the_kernel_stopped() {
+        // More pieces than the kernel takes at once.
+        let memory = GuestMemory::new(MemoryOptions { size: 1 << 20, ..Default::default() }).unwrap();
+        let ranges: Vec<GuestRange> = (0..2500).map(|n| GuestRange::new(n * 16, 7)).collect();
+        let data: Vec<u8> = (0..2500 * 7).map(|n| (n % 251) as u8).collect();
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(&data).unwrap();
+        let buffers = HostBuffers::new(&memory, &ranges).unwrap();
+        let tag = memory.pages().mark_code(0x1000).unwrap();
+        buffers.read_from(file.as_fd(), 0).unwrap();
+        assert!(!memory.pages().is_current(0x1000, tag), "code in the buffers is no longer what was decoded");
+        let mut back = [0; 7];
+        memory.read(2499 * 16, &mut back).unwrap();
+        assert_eq!(back, data[2499 * 7..]);
+
+        let copy = tempfile::tempfile().unwrap();
+        buffers.write_to(copy.as_fd(), 0).unwrap();
+        let mut written = vec![0; data.len()];
+        std::os::unix::fs::FileExt::read_exact_at(&copy, &mut written, 0).unwrap();
+        assert_eq!(written, data);
+    }
+
+    #[test]
+    fn a_file_that_ends_early_is_an_error() {
+        let memory = GuestMemory::new(MemoryOptions { size: 0x1000, ..Default::default() }).unwrap();
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(b"abc").unwrap();
+        let ranges = [GuestRange::new(0, 4)];
+        let error = HostBuffers::new(&memory, &ranges).unwrap().read_from(file.as_fd(), 0).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
+        assert!(HostBuffers::new(&memory, &[GuestRange::new(0xfff, 2)]).is_err());
+    }
+}

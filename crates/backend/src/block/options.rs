@@ -1,0 +1,160 @@
+//! The options of a disk, shared by all emulations that have one.
+
+use std::path::{Path, PathBuf};
+
+use config::NodeRef;
+
+use super::BlockError;
+
+/// Sector sizes to present to the guest, in bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct SectorSize {
+    /// Unit of addressing.
+    pub logical: u32,
+    /// Unit that the medium writes at once.
+    pub physical: u32,
+}
+
+/// How to open a disk.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct BlockOptions {
+    /// The file or block device.
+    pub path: PathBuf,
+    /// By-pass the host's page cache.
+    pub nocache: bool,
+    /// Every write is on stable storage before it is reported done.
+    pub sync: bool,
+    /// Open for reading only.
+    pub read_only: bool,
+    /// Sector sizes, if not those of the host's file or device.
+    pub sector_size: Option<SectorSize>,
+    /// Offer discard, if the host can do it.
+    pub discard: bool,
+    /// Keep other processes from opening the image.
+    pub lock: bool,
+}
+
+/// Keys every disk has; `bootindex` is for the firmware, not for the disk.
+const KEYS: &[&str] =
+    &["device", "path", "nocache", "direct", "sync", "ro", "sectorsize", "nodelete", "bootindex", "lock", "format"];
+
+impl BlockOptions {
+    /// The defaults, for the disk at `path`.
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self {
+            path: path.into(),
+            nocache: false,
+            sync: false,
+            read_only: false,
+            sector_size: None,
+            discard: true,
+            lock: true,
+        }
+    }
+
+    /// Reads the keys of a disk's node. Besides those it may have the keys of the emulation, `others`.
+    ///
+    /// # Errors
+    /// A key that is none, or with a value that cannot be.
+    pub fn from_node(node: &NodeRef<'_>, others: &[&str]) -> Result<Self, BlockError> {
+        if let Some(unknown) = node.keys().find(|key| !KEYS.contains(key) && !others.contains(key)) {
+            return Err(BlockError::Option(unknown.into()));
+        }
+        let path = PathBuf::from(node.get_str("path").filter(|path| !path.is_empty()).ok_or(BlockError::NoPath)?);
+        check_format(node, &path)?;
+        Ok(Self {
+            nocache: node.bool_or("nocache", false)?,
+            sync: node.bool_or("sync", false)? || node.bool_or("direct", false)?,
+            read_only: node.bool_or("ro", false)?,
+            sector_size: node.get_str("sectorsize").map(|text| SectorSize::parse(&text)).transpose()?,
+            discard: !node.bool_or("nodelete", false)?,
+            lock: node.bool_or("lock", true)?,
+            path,
+        })
+    }
+}
+
+/// The format is what `format=` says, otherwise what the name says: never what the first bytes say, for those are the
+/// guest's to write.
+fn check_format(node: &NodeRef<'_>, path: &Path) -> Result<(), BlockError> {
+    let qcow2 = match node.get_word("format", &["raw", "qcow2"])? {
+        Some(format) => format == 1,
+        None => path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("qcow2")),
+    };
+    if qcow2 { Err(BlockError::Format { path: path.into(), format: "qcow2" }) } else { Ok(()) }
+}
+
+impl SectorSize {
+    /// Reads `L` or `L/P`.
+    fn parse(text: &str) -> Result<Self, BlockError> {
+        let number = |part: &str| part.parse::<u32>().map_err(|_| BlockError::SectorSize(text.into()));
+        let (logical, physical) = match text.split_once('/') {
+            Some((logical, physical)) => (number(logical)?, number(physical)?),
+            None => (number(text)?, number(text)?),
+        };
+        if logical >= 512 && logical <= physical && logical.is_power_of_two() && physical.is_power_of_two() {
+            Ok(Self { logical, physical })
+        } else {
+            Err(BlockError::SectorSizes { logical, physical })
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use config::{Config, NoWarnings};
+
+    use super::*;
+
+    fn options(keys: &[(&str, &str)]) -> Result<BlockOptions, String> {
+        let mut config = Config::new(NoWarnings);
+        config.set("pci.0.3.0.device", "virtio-blk").unwrap();
+        for (key, value) in keys {
+            config.set(&format!("pci.0.3.0.{key}"), *value).unwrap();
+        }
+        BlockOptions::from_node(&config.node("pci.0.3.0").unwrap(), &["ser"]).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn reads_every_option() {
+        assert_eq!(options(&[("path", "/d"), ("ser", "x")]), Ok(BlockOptions::new("/d")));
+        let all = [
+            ("path", "/d"),
+            ("nocache", "true"),
+            ("direct", "true"),
+            ("ro", "true"),
+            ("sectorsize", "512/4096"),
+            ("nodelete", "true"),
+            ("bootindex", "1"),
+            ("lock", "off"),
+        ];
+        let expected = BlockOptions {
+            path: "/d".into(),
+            nocache: true,
+            sync: true,
+            read_only: true,
+            sector_size: Some(SectorSize { logical: 512, physical: 4096 }),
+            discard: false,
+            lock: false,
+        };
+        assert_eq!(options(&all), Ok(expected));
+        assert!(options(&[("path", "/d"), ("sync", "on")]).unwrap().sync);
+    }
+
+    #[test]
+    fn says_what_is_wrong() {
+        let error = |keys: &[(&str, &str)]| options(keys).unwrap_err();
+        assert_eq!(error(&[]), "No \"path\" for block device.");
+        assert_eq!(error(&[("path", "/d"), ("nocahce", "true")]), "Invalid device option \"nocahce\"");
+        for text in ["", "4k", "512/", "/512", "512/512/512", "-1"] {
+            assert_eq!(error(&[("path", "/d"), ("sectorsize", text)]), format!("Invalid sector size \"{text}\""));
+        }
+        for text in ["256", "513", "4096/512", "0", "512/1000"] {
+            let message = error(&[("path", "/d"), ("sectorsize", text)]);
+            assert!(message.starts_with("Invalid sector size "), "{text}: {message}");
+        }
+        assert!(error(&[("path", "/d"), ("ro", "maybe")]).contains("pci.0.3.0.ro"));
+        assert!(error(&[("path", "/d.qcow2")]).contains("qcow2 images are not available"));
+        assert!(options(&[("path", "/d.qcow2"), ("format", "raw")]).is_ok());
+    }
+}

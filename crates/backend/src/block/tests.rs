@@ -1,0 +1,313 @@
+//! Disks on files: what reaches the file, what comes back, and what goes wrong.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{self, Receiver};
+use std::sync::{Arc, Barrier};
+use std::time::Duration;
+
+use memory::{GuestMemory, MemoryOptions};
+use platform::GuestRange;
+
+use super::*;
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+fn ram() -> GuestMemory {
+    GuestMemory::new(MemoryOptions { size: 4 << 20, ..Default::default() }).unwrap()
+}
+
+struct Bench {
+    dir: tempfile::TempDir,
+    memory: GuestMemory,
+}
+
+impl Bench {
+    fn new() -> Self {
+        Self { dir: tempfile::tempdir().unwrap(), memory: ram() }
+    }
+
+    fn image(&self, size: u64) -> BlockOptions {
+        let path = self.dir.path().join("disk.img");
+        File::create(&path).unwrap().set_len(size).unwrap();
+        BlockOptions::new(path)
+    }
+
+    fn open(&self, options: &BlockOptions) -> Result<Disk, BlockError> {
+        Disk::open(options, self.memory.clone(), "blk-3:0")
+    }
+}
+
+/// Submits and returns where the result will come.
+fn submit(disk: &Disk, operation: Operation) -> Receiver<Result<(), IoError>> {
+    let (tell, told) = mpsc::channel();
+    disk.submit(Request { operation, done: Box::new(move |result| tell.send(result).unwrap()) });
+    told
+}
+
+fn run(disk: &Disk, operation: Operation) -> Result<(), IoError> {
+    submit(disk, operation).recv_timeout(PATIENCE).unwrap()
+}
+
+fn read(offset: u64, ranges: &[(u64, u64)]) -> Operation {
+    Operation::Read { offset, to: ranges.iter().map(|(start, len)| GuestRange::new(*start, *len)).collect() }
+}
+
+fn write(offset: u64, ranges: &[(u64, u64)]) -> Operation {
+    Operation::Write { offset, from: ranges.iter().map(|(start, len)| GuestRange::new(*start, *len)).collect() }
+}
+
+#[test]
+fn moves_scattered_guest_memory() {
+    for nocache in [false, true] {
+        let b = Bench::new();
+        let options = BlockOptions { nocache, ..b.image(1 << 20) };
+        let disk = b.open(&options).unwrap();
+        b.memory.write(0x1000, &[0xaa; 512]).unwrap();
+        b.memory.write(0x5001, &[0xbb; 512]).unwrap();
+        // The second buffer is not aligned: direct I/O alone would refuse it.
+        run(&disk, write(4096, &[(0x1000, 512), (0x5001, 512)])).unwrap();
+        run(&disk, Operation::Flush).unwrap();
+        let mut on_file = [0; 1024];
+        File::open(&options.path).unwrap().read_exact_at(&mut on_file, 4096).unwrap();
+        assert!(on_file[..512] == [0xaa; 512] && on_file[512..] == [0xbb; 512], "nocache={nocache}");
+
+        run(&disk, read(4096 + 256, &[(0x9000, 512)])).unwrap();
+        let mut back = [0; 512];
+        b.memory.read(0x9000, &mut back).unwrap();
+        assert!(back[..256] == [0xaa; 256] && back[256..] == [0xbb; 256]);
+    }
+}
+
+#[test]
+fn what_is_outside_the_disk_is_refused() {
+    let b = Bench::new();
+    let disk = b.open(&b.image((1 << 20) + 700)).unwrap();
+    assert_eq!(disk.geometry().size, (1 << 20) + 512, "whole sectors only");
+    run(&disk, read((1 << 20) + 256, &[(0, 256)])).unwrap();
+    for operation in [
+        read((1 << 20) + 512, &[(0, 1)]),
+        read(u64::MAX, &[(0, 512)]),
+        write((1 << 20) + 500, &[(0, 13)]),
+        Operation::Discard { offset: 1024, len: 1 << 20 },
+        Operation::WriteZeroes { offset: u64::MAX, len: u64::MAX, unmap: true },
+    ] {
+        assert!(matches!(run(&disk, operation), Err(IoError::OutOfRange { .. })));
+    }
+    assert!(matches!(run(&disk, read(0, &[(4 << 20, 512)])), Err(IoError::Memory(_))));
+}
+
+#[test]
+fn a_file_cut_short_gives_errors_not_zeroes() {
+    let b = Bench::new();
+    let options = b.image(1 << 20);
+    let disk = b.open(&options).unwrap();
+    File::options().write(true).open(&options.path).unwrap().set_len(4096).unwrap();
+    assert!(matches!(run(&disk, read(0x8000, &[(0, 512)])), Err(IoError::Host(_))));
+    run(&disk, read(0, &[(0, 512)])).unwrap();
+}
+
+#[test]
+fn discard_gives_space_back_and_zeroes_read_zero() {
+    let b = Bench::new();
+    let options = b.image(4 << 20);
+    fs::write(&options.path, vec![0x55; 4 << 20]).unwrap();
+    let disk = b.open(&options).unwrap();
+    let blocks = || fs::metadata(&options.path).unwrap().blocks();
+    let full = blocks();
+    if disk.geometry().discard {
+        run(&disk, Operation::Discard { offset: 1 << 20, len: 1 << 20 }).unwrap();
+        assert!(blocks() < full);
+        run(&disk, Operation::WriteZeroes { offset: 2 << 20, len: 1 << 20, unmap: true }).unwrap();
+        assert!(blocks() < full - 2048);
+    }
+    run(&disk, Operation::WriteZeroes { offset: 100, len: 200_000, unmap: false }).unwrap();
+    let now = fs::read(&options.path).unwrap();
+    assert_eq!(now.len(), 4 << 20, "the size stays");
+    assert!(now[..100] == [0x55; 100] && now[100..200_100].iter().all(|byte| *byte == 0) && now[200_100] == 0x55);
+
+    drop(disk);
+    let disk = b.open(&BlockOptions { discard: false, ..options.clone() }).unwrap();
+    assert!(!disk.geometry().discard);
+    let before = blocks();
+    run(&disk, Operation::WriteZeroes { offset: 3 << 20, len: 1 << 20, unmap: true }).unwrap();
+    assert!(blocks() >= before, "nodelete keeps the space");
+    assert!(fs::read(&options.path).unwrap()[3 << 20..].iter().all(|byte| *byte == 0));
+}
+
+#[test]
+fn read_only_disks_refuse_changes() {
+    let b = Bench::new();
+    let options = BlockOptions { read_only: true, ..b.image(1 << 20) };
+    let disk = b.open(&options).unwrap();
+    assert!(disk.geometry().read_only && !disk.geometry().discard);
+    run(&disk, read(0, &[(0, 512)])).unwrap();
+    run(&disk, Operation::Flush).unwrap();
+    for operation in [
+        write(0, &[(0, 512)]),
+        Operation::Discard { offset: 0, len: 512 },
+        Operation::WriteZeroes { offset: 0, len: 512, unmap: false },
+    ] {
+        assert!(matches!(run(&disk, operation), Err(IoError::ReadOnly)));
+    }
+}
+
+#[test]
+fn falls_back_to_reading_only() {
+    // A file that nobody may open for writing, not even root, for whom permissions do not count.
+    let path = "/sys/kernel/uevent_seqnum";
+    assert!(File::options().write(true).open(path).is_err());
+    let disk = Bench::new().open(&BlockOptions::new(path)).unwrap();
+    assert!(disk.geometry().read_only && !disk.geometry().discard);
+}
+
+#[test]
+fn sector_sizes_are_presented_as_asked() {
+    let b = Bench::new();
+    let options = b.image(1 << 20);
+    let natural = b.open(&options).unwrap().geometry().sector_size;
+    assert_eq!(natural.logical, 512);
+    assert!(natural.physical >= 512 && natural.physical.is_power_of_two());
+    let wanted = SectorSize { logical: 4096, physical: 8192 };
+    let disk = b.open(&BlockOptions { sector_size: Some(wanted), ..options }).unwrap();
+    assert_eq!(disk.geometry().sector_size, wanted);
+}
+
+#[test]
+fn says_why_a_disk_cannot_be_opened() {
+    let b = Bench::new();
+    let missing = b.dir.path().join("missing.img");
+    let error = b.open(&BlockOptions::new(&missing)).err().unwrap();
+    assert_eq!(error.to_string(), format!("Could not open backing file: {}", missing.display()));
+    assert_eq!(std::error::Error::source(&error).unwrap().to_string(), "No such file or directory (os error 2)");
+    let error = b.open(&BlockOptions::new("/dev/null")).err().unwrap().to_string();
+    assert!(error.ends_with("it is a character device, not a regular file or block device"), "{error}");
+    let error = b.open(&BlockOptions::new(b.dir.path())).err().unwrap().to_string();
+    assert!(error.contains("it is a directory"), "{error}");
+}
+
+#[test]
+fn one_writer_or_many_readers() {
+    let b = Bench::new();
+    let options = b.image(1 << 20);
+    let reader = BlockOptions { read_only: true, ..options.clone() };
+    let writing = b.open(&options).unwrap();
+    let error = b.open(&options).err().unwrap().to_string();
+    assert!(error.contains("in use by another process") && error.contains("lock=off"), "{error}");
+    assert!(matches!(b.open(&reader), Err(BlockError::Locked { .. })));
+    b.open(&BlockOptions { lock: false, ..options.clone() }).unwrap();
+    drop(writing);
+
+    let _one = b.open(&reader).unwrap();
+    let _two = b.open(&reader).unwrap();
+    assert!(matches!(b.open(&options), Err(BlockError::Locked { .. })));
+}
+
+#[test]
+fn names_the_process_that_holds_the_lock() {
+    let b = Bench::new();
+    let options = b.image(1 << 20);
+    let file = File::options().read(true).write(true).open(&options.path).unwrap();
+    lock::lock(&file, &options.path, true).unwrap();
+    // The lock belongs to the open file, which the child keeps when this process lets go of it.
+    let mut child = std::process::Command::new("sleep").arg("1000").stdin(file).spawn().unwrap();
+    let error = b.open(&options).err().unwrap().to_string();
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(error.contains(&format!("in use by process {} (sleep 1000)", child.id())), "{error}");
+    b.open(&options).unwrap();
+}
+
+/// An image whose reads wait until the test lets them.
+struct Slow {
+    barrier: Arc<Barrier>,
+    reads: Arc<AtomicUsize>,
+}
+
+impl Image for Slow {
+    fn geometry(&self) -> Geometry {
+        let sector_size = SectorSize { logical: 512, physical: 512 };
+        Geometry { size: 1 << 30, sector_size, read_only: false, discard: true }
+    }
+    fn read(&self, _: u64, _: &HostBuffers<'_>) -> io::Result<()> {
+        self.reads.fetch_add(1, Ordering::SeqCst);
+        self.barrier.wait();
+        Ok(())
+    }
+    fn write(&self, _: u64, _: &HostBuffers<'_>) -> io::Result<()> {
+        Err(io::Error::from_raw_os_error(libc::EIO))
+    }
+    fn flush(&self) -> io::Result<()> {
+        Err(io::Error::from_raw_os_error(libc::ENOSPC))
+    }
+    fn discard(&self, _: u64, _: u64) -> io::Result<()> {
+        Ok(())
+    }
+    fn write_zeroes(&self, _: u64, _: u64, _: bool) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn slow(parties: usize) -> (Disk, Arc<Barrier>, Arc<AtomicUsize>) {
+    let (barrier, reads) = (Arc::new(Barrier::new(parties)), Arc::new(AtomicUsize::new(0)));
+    let image = Box::new(Slow { barrier: barrier.clone(), reads: reads.clone() });
+    (Disk::with_image(image, ram(), "blk-0:0", "slow".into()).unwrap(), barrier, reads)
+}
+
+#[test]
+fn eight_requests_at_a_time() {
+    // The barrier opens only when eight reads are inside it at once.
+    let (disk, _, reads) = slow(8);
+    let results: Vec<_> = (0..16).map(|_| submit(&disk, read(0, &[(0, 512)]))).collect();
+    for result in results {
+        result.recv_timeout(PATIENCE).unwrap().unwrap();
+    }
+    assert_eq!(reads.load(Ordering::SeqCst), 16);
+}
+
+#[test]
+fn cancels_what_has_not_begun_and_waits_for_the_rest() {
+    let (disk, barrier, reads) = slow(9);
+    let results: Vec<_> = (0..20).map(|_| submit(&disk, read(0, &[(0, 512)]))).collect();
+    while reads.load(Ordering::SeqCst) < 8 {
+        std::thread::yield_now();
+    }
+    disk.cancel_queued();
+    barrier.wait();
+    disk.wait_idle();
+    let results: Vec<_> = results.into_iter().map(|result| result.recv_timeout(PATIENCE).unwrap()).collect();
+    assert_eq!(results.iter().filter(|result| result.is_ok()).count(), 8);
+    assert_eq!(results.iter().filter(|result| matches!(result, Err(IoError::Cancelled))).count(), 12);
+}
+
+#[test]
+fn host_errors_come_back_as_errors() {
+    let (disk, ..) = slow(1);
+    assert!(
+        matches!(run(&disk, write(0, &[(0, 512)])), Err(IoError::Host(why)) if why.raw_os_error() == Some(libc::EIO))
+    );
+    assert!(
+        matches!(run(&disk, Operation::Flush), Err(IoError::Host(why)) if why.raw_os_error() == Some(libc::ENOSPC))
+    );
+}
+
+#[test]
+fn deferred_calls_run_on_the_disks_threads_and_may_own_the_disk() {
+    let (disk, ..) = slow(1);
+    let disk = Arc::new(disk);
+    let (tell, told) = mpsc::channel();
+    let theirs = disk.clone();
+    disk.defer(move || {
+        let tell_too = tell.clone();
+        let done = Box::new(move |result: Result<(), IoError>| tell_too.send(result.is_ok().to_string()).unwrap());
+        theirs.perform(Request { operation: read(0, &[(0, 512)]), done });
+        tell.send(std::thread::current().name().unwrap_or_default().to_owned()).unwrap();
+    });
+    drop(disk);
+    assert_eq!(told.recv_timeout(PATIENCE).unwrap(), "true");
+    assert!(told.recv_timeout(PATIENCE).unwrap().starts_with("blk-0:0-"));
+    // The channel closes when the call, and with it the disk, is gone.
+    assert!(told.recv_timeout(PATIENCE).is_err());
+}
