@@ -14,5 +14,8 @@ mod bytes;
 mod fixture;
 pub mod hpet;
 pub mod lines;
+pub mod pc_testdev;
+pub mod pm;
+pub mod reset;
 pub mod rtc;
 pub mod uart16550;
