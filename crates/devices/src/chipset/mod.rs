@@ -13,6 +13,7 @@ mod bytes;
 #[cfg(test)]
 mod fixture;
 pub mod hpet;
+pub mod i8042;
 pub mod lines;
 pub mod pc_testdev;
 pub mod pm;
