@@ -33,8 +33,7 @@ impl ByteSink for LogSink {
             failure => {
                 if !self.failed {
                     let why = failure.err().map_or_else(|| "it takes no more bytes".to_owned(), |e| e.to_string());
-                    // A terminal may be in raw mode.
-                    eprintln!("serial output to {} is being lost: {why}\r", self.path.display());
+                    log::warn!("serial output to {} is being lost: {why}", self.path.display());
                 }
                 self.failed = true;
                 Ok(bytes.len())

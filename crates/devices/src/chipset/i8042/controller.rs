@@ -96,10 +96,10 @@ impl Controller {
         while self.output.is_none() {
             if let Some(reply) = self.replies.pop_front() {
                 self.output = Some(reply);
-            } else if let Some(byte) = self.from_keyboard() {
+            } else if let Some(byte) = self.next_key_byte() {
                 let translated = if self.mode(mode::TRANSLATE) { self.translator.translate(byte) } else { Some(byte) };
                 self.output = translated.map(|byte| Output { byte, from_aux: false });
-            } else if let Some(byte) = self.from_mouse() {
+            } else if let Some(byte) = self.next_mouse_byte() {
                 self.output = Some(Output { byte, from_aux: true });
             } else {
                 return;
@@ -161,11 +161,11 @@ impl Controller {
         self.ram[0] & bit != 0
     }
 
-    fn from_keyboard(&mut self) -> Option<u8> {
+    fn next_key_byte(&mut self) -> Option<u8> {
         if self.mode(mode::KEYBOARD_DISABLED) { None } else { self.keyboard.take() }
     }
 
-    fn from_mouse(&mut self) -> Option<u8> {
+    fn next_mouse_byte(&mut self) -> Option<u8> {
         if self.mode(mode::AUX_DISABLED) { None } else { self.mouse.take() }
     }
 

@@ -81,7 +81,7 @@ impl Format {
 
     /// A number of 0 to 99 as the register shows it.
     pub(super) fn encode(self, number: u8) -> u8 {
-        if self.register_b & b::BINARY != 0 { number } else { number / 10 % 10 << 4 | number % 10 }
+        if self.register_b & b::BINARY != 0 { number } else { ((number / 10 % 10) << 4) | (number % 10) }
     }
 
     /// The number in a register; `None` if it is not one of 0 to 99.

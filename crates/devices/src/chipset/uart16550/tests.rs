@@ -92,7 +92,7 @@ fn drivers_recognise_a_16550a() {
     let Bench { uart, .. } = bench(0);
     uart.outb(offset::FCR, fcr::ENABLE);
     assert_eq!(uart.inb(offset::IIR) >> 6, 3);
-    uart.outb(offset::FCR, 0xff & !fcr::ENABLE);
+    uart.outb(offset::FCR, !fcr::ENABLE);
     assert_eq!(uart.inb(offset::IIR) >> 6, 0);
 }
 
@@ -287,4 +287,33 @@ fn garbage() {
             check_state(&*b.uart, &b.lines, &mut garbage);
         }
     }
+}
+
+#[test]
+fn a_line_to_a_real_host_loses_nothing() {
+    use std::io::{Read, Write};
+    let tty = backend::tty::TtySpec::parse("tcp=0").unwrap().open().unwrap();
+    let mut client = std::net::TcpStream::connect(tty.local_address().unwrap()).unwrap();
+    let uart = Uart16550::new(Lines::new().line(4), Some(Arc::new(tty)));
+    uart.outb(offset::FCR, fcr::ENABLE);
+    let text: Vec<u8> = (0..=255).cycle().take(10_000).collect();
+    std::thread::scope(|scope| {
+        // The guest echoes what it hears.
+        scope.spawn(|| {
+            let mut left = text.len();
+            while left > 0 {
+                if uart.inb(offset::LSR) & lsr::DATA_READY == 0 {
+                    std::thread::yield_now();
+                    continue;
+                }
+                let byte = uart.inb(offset::DATA);
+                uart.outb(offset::DATA, byte);
+                left -= 1;
+            }
+        });
+        client.write_all(&text).unwrap();
+        let mut echo = vec![0; text.len()];
+        client.read_exact(&mut echo).unwrap();
+        assert!(echo == text);
+    });
 }
