@@ -32,6 +32,13 @@ pub struct Placement {
     pub x2apic: bool,
 }
 
+impl Placement {
+    /// The only vCPU of a machine.
+    pub fn single() -> Self {
+        Self { apic_id: 0, sockets: 1, cores: 1, threads: 1, x2apic: false }
+    }
+}
+
 /// The CPU model: CPUID leaves of one vCPU, and derived limits.
 #[derive(Clone, Debug)]
 pub struct Features {
