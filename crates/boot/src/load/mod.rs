@@ -38,6 +38,10 @@ struct Request<'a> {
 /// Where a kernel can be told of ACPI, it is told [`crate::ACPI_BASE`] if the board has it; the tables themselves
 /// are [`crate::write_tables`]'s, before or after.
 ///
+/// Kernels that use the 8259 pair without looking for APICs expect what firmware leaves behind: the boot vCPU's local
+/// APIC in virtual-wire mode, LINT0 set to ExtINT and LINT1 to NMI. A vCPU's state has no place for that, so it is up to
+/// the caller.
+///
 /// # Errors
 /// A file that is missing, no regular file, unreadable, truncated, of unknown format or senseless; a kernel, initrd or
 /// command line for which there is no room. Guest memory may be half filled then.
