@@ -8,15 +8,20 @@ pub(crate) mod cpuid;
 pub(crate) mod data;
 pub(crate) mod exchange;
 pub(crate) mod fpu;
+pub(crate) mod gate;
 pub(crate) mod hostalu;
 pub(crate) mod io;
 pub(crate) mod msr;
 pub(crate) mod muldiv;
 pub(crate) mod operand;
 pub(crate) mod shift;
+pub(crate) mod simd_mask;
+pub(crate) mod simd_move;
 pub(crate) mod stack;
 pub(crate) mod string;
 pub(crate) mod system;
+pub(crate) mod x87;
+pub(crate) mod xsave;
 
 use platform::x86::{Activity, rflags, seg};
 
@@ -300,6 +305,9 @@ impl Vcpu {
 
     #[cold]
     fn fetch_slow(&mut self, linear: u64) -> Step<Code> {
+        if self.host_alu.make_room() {
+            self.cache = crate::cache::BlockCache::new();
+        }
         if self.mode.is_64() && !is_canonical(linear) {
             return Err(Trap::gp(0));
         }

@@ -67,6 +67,57 @@ impl Vcpu {
         self.store_slow(linear, T::BYTES, value.to_u64())
     }
 
+    /// Loads `N` bytes. Alignment checking (#AC) covers scalars only.
+    #[inline(always)]
+    pub(crate) fn load_block<const N: usize>(&mut self, linear: u64) -> Step<[u8; N]> {
+        let entry = self.tlb.slot(linear);
+        if entry.read == linear & !0xfff && linear & 0xfff <= 0x1000 - N as u64 {
+            // SAFETY: as for `load`.
+            return Ok(unsafe { ptr::read_unaligned(entry.addend.wrapping_add(linear) as *const [u8; N]) });
+        }
+        let mut bytes = [0; N];
+        self.load_block_slow(linear, &mut bytes)?;
+        Ok(bytes)
+    }
+
+    /// Stores `N` bytes.
+    #[inline(always)]
+    pub(crate) fn store_block<const N: usize>(&mut self, linear: u64, bytes: &[u8; N]) -> Step {
+        let entry = self.tlb.slot(linear);
+        if entry.write == linear & !0xfff && linear & 0xfff <= 0x1000 - N as u64 {
+            // SAFETY: as for `store`.
+            unsafe { ptr::write_unaligned(entry.addend.wrapping_add(linear) as *mut [u8; N], *bytes) };
+            return Ok(());
+        }
+        self.store_block_slow(linear, bytes)
+    }
+
+    #[cold]
+    fn load_block_slow(&mut self, linear: u64, bytes: &mut [u8]) -> Step {
+        self.check_scalar_alignment(linear, bytes.len() as u64)?;
+        self.read_bytes(linear, bytes)
+    }
+
+    #[cold]
+    fn store_block_slow(&mut self, linear: u64, bytes: &[u8]) -> Step {
+        self.check_scalar_alignment(linear, bytes.len() as u64)?;
+        self.write_bytes(linear, bytes)
+    }
+
+    /// Makes sure that `size` bytes (at most a page) could be written, without writing and whatever their alignment.
+    pub(crate) fn probe_write(&mut self, linear: u64, size: u64) -> Step {
+        self.resolve(linear, Access::Write)?;
+        let split = first_piece(linear, size as usize) as u64;
+        if split < size {
+            self.resolve(self.advance(linear, split), Access::Write)?;
+        }
+        Ok(())
+    }
+
+    fn check_scalar_alignment(&mut self, linear: u64, size: u64) -> Step {
+        if matches!(size, 2 | 4 | 8) { self.check_alignment(linear, size) } else { Ok(()) }
+    }
+
     #[cold]
     fn load_slow(&mut self, linear: u64, size: u64) -> Step<u64> {
         let mut bytes = [0; 8];

@@ -1,0 +1,224 @@
+//! Memory operands under an opmask: elements that are masked off are neither touched nor faulted on
+//! (SDM vol. 1, 15.6.4). The stub runs with the same opmask, so only the memory side is done here.
+
+use iced_x86::Mnemonic;
+
+use super::super::gate::{Avx512, Gate};
+use super::plan::{Class, Memory, Plan, name};
+use super::run::{self, SINK, detail};
+use crate::decode::{Decoding, Handler, Op};
+use crate::{Step, Trap, Vcpu};
+
+/// How mask bits go with memory, packed into `op.r1` (opmask register) and `op.r2`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Lanes {
+    opmask: u8,
+    /// Bytes per memory element.
+    size: usize,
+    /// Elements in memory.
+    count: usize,
+    /// Mask bits that count: more than `count` for broadcasts, where bit `i` wants element `i % count`.
+    bits: usize,
+}
+
+impl Lanes {
+    fn of(op: &Op) -> Self {
+        let size = 1 << (op.r2 & 7);
+        Self { opmask: op.r1 & 7, size, count: (usize::from(op.osize) / size).max(1), bits: 1 << (op.r2 >> 3 & 7) }
+    }
+
+    fn mask(self, vcpu: &Vcpu) -> u64 {
+        vcpu.fpu.opmasks[usize::from(self.opmask)] & u64::MAX >> (64 - self.bits)
+    }
+
+    fn wants(self, mask: u64, i: usize) -> bool {
+        (i..self.bits).step_by(self.count).any(|bit| mask >> bit & 1 != 0)
+    }
+}
+
+/// Reads the whole operand or, if that faults, the elements that are wanted.
+fn load(vcpu: &mut Vcpu, op: &Op) -> Step {
+    Avx512::check(vcpu)?;
+    let lanes = Lanes::of(op);
+    let mask = lanes.mask(vcpu);
+    match vcpu.linear(op, u64::from(op.osize), false) {
+        Ok(linear) => {
+            run::check_alignment(vcpu, op, linear)?;
+            if let Err(Trap::Fault(_)) = run::load_operand(vcpu, op, linear) {
+                vcpu.load_elements(op, linear, (lanes.count, lanes.size), |_, i| lanes.wants(mask, i))?;
+            }
+        }
+        // The segment ends inside the operand.
+        Err(_) => {
+            let mut bytes = [0; 64];
+            for i in (0..lanes.count).filter(|&i| lanes.wants(mask, i)) {
+                let linear = element_linear(vcpu, op, i * lanes.size, lanes.size, false)?;
+                if let Some(element) = bytes.get_mut(i * lanes.size..(i + 1) * lanes.size) {
+                    vcpu.read_bytes(linear, element)?;
+                }
+            }
+            vcpu.fpu.bounce = bytes;
+        }
+    }
+    finish(vcpu, op)
+}
+
+/// VPEXPAND, VEXPANDPS, VEXPANDPD: as many elements as there are bits in the mask, one after the other.
+fn expand(vcpu: &mut Vcpu, op: &Op) -> Step {
+    Avx512::check(vcpu)?;
+    let lanes = Lanes::of(op);
+    let wanted = lanes.mask(vcpu).count_ones() as usize;
+    if wanted != 0 {
+        let linear = vcpu.linear(op, (wanted * lanes.size) as u64, false)?;
+        vcpu.load_elements(op, linear, (wanted, lanes.size), |_, _| true)?;
+    }
+    finish(vcpu, op)
+}
+
+fn finish(vcpu: &mut Vcpu, op: &Op) -> Step {
+    let op = without_lanes(op);
+    let result = run::call_general(vcpu, &op)?;
+    run::commit(vcpu, &op, result);
+    Ok(())
+}
+
+fn store(vcpu: &mut Vcpu, op: &Op) -> Step {
+    Avx512::check(vcpu)?;
+    let lanes = Lanes::of(op);
+    let mask = lanes.mask(vcpu);
+    let whole = vcpu.linear(op, u64::from(op.osize), true);
+    if let Ok(linear) = whole {
+        run::check_alignment(vcpu, op, linear)?;
+    }
+    let plain = without_lanes(op);
+    let result = run::call_general(vcpu, &plain)?;
+    let bytes = vcpu.fpu.bounce;
+    match whole {
+        Ok(linear) if mask == u64::MAX >> (64 - lanes.bits) => run::store_operand(vcpu, op, linear)?,
+        Ok(linear) => {
+            vcpu.store_elements(op, linear, &bytes, (lanes.count, lanes.size), |_, i| lanes.wants(mask, i))?;
+        }
+        Err(_) => {
+            let wanted: Vec<usize> = (0..lanes.count).filter(|&i| lanes.wants(mask, i)).collect();
+            for &i in &wanted {
+                let linear = element_linear(vcpu, op, i * lanes.size, lanes.size, true)?;
+                vcpu.probe_write(linear, lanes.size as u64)?;
+            }
+            for i in wanted {
+                let linear = element_linear(vcpu, op, i * lanes.size, lanes.size, true)?;
+                if let Some(element) = bytes.get(i * lanes.size..(i + 1) * lanes.size) {
+                    vcpu.write_bytes(linear, element)?;
+                }
+            }
+        }
+    }
+    run::commit(vcpu, &plain, result);
+    Ok(())
+}
+
+/// VPCOMPRESS, VCOMPRESSPS, VCOMPRESSPD.
+fn compress(vcpu: &mut Vcpu, op: &Op) -> Step {
+    Avx512::check(vcpu)?;
+    let lanes = Lanes::of(op);
+    let wanted = lanes.mask(vcpu).count_ones() as usize;
+    let plain = without_lanes(op);
+    let result = run::call_general(vcpu, &plain)?;
+    if wanted != 0 {
+        let linear = vcpu.linear(op, (wanted * lanes.size) as u64, true)?;
+        let bytes = vcpu.fpu.bounce;
+        vcpu.store_elements(op, linear, &bytes, (wanted, lanes.size), |_, _| true)?;
+    }
+    run::commit(vcpu, &plain, result);
+    Ok(())
+}
+
+/// The operation as the general handlers read it.
+fn without_lanes(op: &Op) -> Op {
+    Op { r1: crate::state::ZERO as u8, r2: SINK, ..*op }
+}
+
+/// Linear address of the bytes at `offset` in the operand.
+fn element_linear(vcpu: &mut Vcpu, op: &Op, offset: usize, size: usize, write: bool) -> Step<u64> {
+    let element = Op { disp: op.disp.wrapping_add(offset as u64), ..*op };
+    vcpu.linear(&element, size as u64, write)
+}
+
+/// The handler, and the operation's fields for it, if the instruction has a memory operand under an opmask.
+pub(super) fn form(d: &mut Decoding<'_>, plan: &Plan) -> Option<Handler> {
+    use Mnemonic as N;
+    let instruction = d.instruction;
+    if plan.class != Class::Avx512 || plan.memory == Memory::None || !instruction.has_op_mask() {
+        return None;
+    }
+    let dense = matches!(
+        instruction.mnemonic(),
+        N::Vpexpandb
+            | N::Vpexpandw
+            | N::Vpexpandd
+            | N::Vpexpandq
+            | N::Vexpandps
+            | N::Vexpandpd
+            | N::Vpcompressb
+            | N::Vpcompressw
+            | N::Vpcompressd
+            | N::Vpcompressq
+            | N::Vcompressps
+            | N::Vcompresspd
+    );
+    if plan.memory == Memory::Load && !dense && faults_anyway(d) {
+        return None;
+    }
+    let size = instruction.memory_size().element_size().max(1);
+    let count = (usize::from(d.op.osize) / size).max(1);
+    let vector = plan.vectors.iter().map(|register| usize::from(register.size)).max().unwrap_or(64);
+    let bits = if spreads(instruction) { (vector / size).max(count) } else { count };
+    d.op.r1 = instruction.op_mask().number() as u8;
+    d.op.r2 = size.trailing_zeros() as u8 & 7 | (bits.min(64).trailing_zeros() as u8) << 3;
+    debug_assert!(d.op.r3 & (detail::LOAD | detail::STORE) != 0);
+    Some(match (plan.memory, dense) {
+        (Memory::Load, true) => expand,
+        (Memory::Load, false) => load,
+        (_, true) => compress,
+        (_, false) => store,
+    })
+}
+
+/// Whether one element in memory goes to several of the vector.
+fn spreads(instruction: &iced_x86::Instruction) -> bool {
+    instruction.is_broadcast() || name(instruction).contains("broadcast")
+}
+
+/// Instructions whose memory operand is read whatever the mask (exception classes E4NF, E5NF, E6NF): those in which elements
+/// do not stay in their lane.
+fn faults_anyway(d: &Decoding<'_>) -> bool {
+    const PREFIXES: &[&str] = &[
+        "valign",
+        "vpack",
+        "vpunpck",
+        "vunpck",
+        "vshuf",
+        "vperm",
+        "vpshufb",
+        "vpshufd",
+        "vpshufh",
+        "vpshufl",
+        "vpalignr",
+        "vdbpsad",
+        "vpmultishift",
+        "vpconflict",
+        "vmovddup",
+        "vmovshdup",
+        "vmovsldup",
+        "vinsert",
+        "vpmaddw",
+        "vpmaddub",
+    ];
+    let name = name(d.instruction);
+    // Shifts by a count in memory.
+    let by_count = ["vpsll", "vpsrl", "vpsra"].iter().any(|shift| name.starts_with(shift))
+        && !name.contains("lv")
+        && !name.contains("av")
+        && d.instruction.op_count() == 3
+        && d.instruction.op2_kind() == iced_x86::OpKind::Memory;
+    by_count || PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+}

@@ -1,0 +1,276 @@
+//! Masked moves, gathers and scatters: instructions that touch some elements in memory and must not fault on the others.
+
+use iced_x86::{EncodingKind, Mnemonic};
+use platform::x86::gpr;
+
+use super::gate::{Avx, Avx512, Gate, Mmx, Sse};
+use super::operand::stack_error;
+use crate::decode::{Choice, Decoding, Handler, Op, next};
+use crate::{Step, Vcpu};
+
+impl Vcpu {
+    /// `linear + n` with the wrap-around of the address size.
+    #[inline]
+    pub(super) fn element_address(&self, linear: u64, n: usize) -> u64 {
+        let at = linear.wrapping_add(n as u64);
+        if self.in_64bit() { at } else { at & 0xffff_ffff }
+    }
+
+    /// Loads elements of `size` bytes for which `wanted` holds to their places in the buffer; the others become zero.
+    pub(super) fn load_elements(
+        &mut self,
+        op: &Op,
+        linear: u64,
+        (count, size): (usize, usize),
+        wanted: impl Fn(&Self, usize) -> bool,
+    ) -> Step {
+        let mut bytes = [0; 64];
+        for i in (0..count).filter(|&i| wanted(self, i)).collect::<Vec<_>>() {
+            let Some(element) = bytes.get_mut(i * size..(i + 1) * size) else { break };
+            let at = self.element_address(linear, i * size);
+            self.read_bytes(at, element).map_err(|trap| stack_error(op, trap))?;
+        }
+        self.fpu.bounce = bytes;
+        Ok(())
+    }
+
+    /// Stores elements of `bytes` for which `wanted` holds: all of them or, on a fault, none.
+    pub(super) fn store_elements(
+        &mut self,
+        op: &Op,
+        linear: u64,
+        bytes: &[u8; 64],
+        (count, size): (usize, usize),
+        wanted: impl Fn(&Self, usize) -> bool,
+    ) -> Step {
+        let elements: Vec<usize> = (0..count).filter(|&i| wanted(self, i)).collect();
+        for &i in &elements {
+            let at = self.element_address(linear, i * size);
+            self.probe_write(at, size as u64).map_err(|trap| stack_error(op, trap))?;
+        }
+        for i in elements {
+            let at = self.element_address(linear, i * size);
+            if let Some(element) = bytes.get(i * size..(i + 1) * size) {
+                self.write_bytes(at, element).map_err(|trap| stack_error(op, trap))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether the top bit of element `i` of vector register `r` is set.
+fn sign(vcpu: &Vcpu, r: u8, i: usize, size: usize) -> bool {
+    let byte = (i + 1) * size - 1;
+    vcpu.fpu.vectors[usize::from(r & 31)].get(byte).is_some_and(|byte| byte & 0x80 != 0)
+}
+
+/// VMASKMOV, VPMASKMOV from memory: `r1` destination, `r2` mask; elements of `SIZE` bytes, `op.osize` bytes in all.
+fn mask_load<const SIZE: usize>(vcpu: &mut Vcpu, op: &Op) -> Step {
+    Avx::check(vcpu)?;
+    let total = usize::from(op.osize);
+    let linear = vcpu.linear(op, total as u64, false)?;
+    vcpu.load_elements(op, linear, (total / SIZE, SIZE), |vcpu, i| sign(vcpu, op.r2, i, SIZE))?;
+    let bounce = vcpu.fpu.bounce;
+    vcpu.fpu.vectors[usize::from(op.r1 & 31)] = bounce;
+    Ok(())
+}
+
+/// VMASKMOV, VPMASKMOV to memory: `r1` mask, `r2` source.
+fn mask_store<const SIZE: usize>(vcpu: &mut Vcpu, op: &Op) -> Step {
+    Avx::check(vcpu)?;
+    let total = usize::from(op.osize);
+    let linear = vcpu.linear(op, total as u64, true)?;
+    let bytes = vcpu.fpu.vectors[usize::from(op.r2 & 31)];
+    vcpu.store_elements(op, linear, &bytes, (total / SIZE, SIZE), |vcpu, i| sign(vcpu, op.r1, i, SIZE))
+}
+
+/// MASKMOVDQU: bytes of `r1` where `r2` says so, to DS:rDI.
+fn byte_mask_store<G: Gate>(vcpu: &mut Vcpu, op: &Op) -> Step {
+    G::check(vcpu)?;
+    let linear = vcpu.linear(op, 16, true)?;
+    let bytes = vcpu.fpu.vectors[usize::from(op.r1 & 31)];
+    vcpu.store_elements(op, linear, &bytes, (16, 1), |vcpu, i| sign(vcpu, op.r2, i, 1))
+}
+
+/// MASKMOVQ.
+fn byte_mask_store_mmx(vcpu: &mut Vcpu, op: &Op) -> Step {
+    Mmx::check(vcpu)?;
+    let linear = vcpu.linear(op, 8, true)?;
+    let top = usize::from(vcpu.fpu.fsw() >> 11 & 7);
+    let register = |vcpu: &Vcpu, r: u8| vcpu.fpu.st((usize::from(r & 7) + 8 - top) & 7);
+    let (source, mask) = (register(vcpu, op.r1), register(vcpu, op.r2));
+    let mut bytes = [0; 64];
+    bytes[..8].copy_from_slice(&source[..8]);
+    vcpu.store_elements(op, linear, &bytes, (8, 1), |_, i| mask[i & 7] & 0x80 != 0)?;
+    vcpu.fpu.enter_mmx();
+    Ok(())
+}
+
+/// The shape of a gather or scatter, packed into an operation's immediate.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Vsib {
+    /// Index register.
+    index: u8,
+    /// Bytes per index and per element.
+    index_size: u8,
+    size: u8,
+    count: u8,
+}
+
+impl Vsib {
+    fn pack(self) -> u64 {
+        u64::from(u32::from_le_bytes([self.index, self.index_size, self.size, self.count]))
+    }
+
+    fn unpack(imm: u64) -> Self {
+        let [index, index_size, size, count] = (imm as u32).to_le_bytes();
+        Self { index, index_size, size, count }
+    }
+
+    /// Linear address of element `i`.
+    fn linear(self, vcpu: &mut Vcpu, op: &Op, i: usize, write: bool) -> Step<u64> {
+        let vector = &vcpu.fpu.vectors[usize::from(self.index & 31)];
+        let index = if self.index_size == 4 {
+            i32::from_le_bytes(std::array::from_fn(|n| vector[(4 * i + n) & 63])) as u64
+        } else {
+            u64::from_le_bytes(std::array::from_fn(|n| vector[(8 * i + n) & 63]))
+        };
+        let element = Op { disp: op.disp.wrapping_add(index << (op.scale & 3)), scale: 0, ..*op };
+        vcpu.linear(&element, u64::from(self.size), write)
+    }
+}
+
+/// Where a gather's mask is.
+trait Mask: Gate {
+    fn wanted(vcpu: &Vcpu, op: &Op, i: usize, size: usize) -> bool;
+    /// Element `i` is done.
+    fn done(vcpu: &mut Vcpu, op: &Op, i: usize, size: usize);
+    /// All are.
+    fn finish(vcpu: &mut Vcpu, op: &Op);
+}
+
+/// VEX: the sign bits of vector register `r2`.
+impl Mask for Avx {
+    fn wanted(vcpu: &Vcpu, op: &Op, i: usize, size: usize) -> bool {
+        sign(vcpu, op.r2, i, size)
+    }
+    fn done(vcpu: &mut Vcpu, op: &Op, i: usize, size: usize) {
+        if let Some(element) = vcpu.fpu.vectors[usize::from(op.r2 & 31)].get_mut(i * size..(i + 1) * size) {
+            element.fill(0);
+        }
+    }
+    fn finish(vcpu: &mut Vcpu, op: &Op) {
+        vcpu.fpu.vectors[usize::from(op.r2 & 31)] = [0; 64];
+    }
+}
+
+/// EVEX: opmask register `r3`.
+impl Mask for Avx512 {
+    fn wanted(vcpu: &Vcpu, op: &Op, i: usize, _: usize) -> bool {
+        vcpu.fpu.opmasks[usize::from(op.r3 & 7)] >> (i & 63) & 1 != 0
+    }
+    fn done(vcpu: &mut Vcpu, op: &Op, i: usize, _: usize) {
+        vcpu.fpu.opmasks[usize::from(op.r3 & 7)] &= !(1 << (i & 63));
+    }
+    fn finish(vcpu: &mut Vcpu, op: &Op) {
+        vcpu.fpu.opmasks[usize::from(op.r3 & 7)] = 0;
+    }
+}
+
+/// Gathers: an element that has been loaded is visible, and its mask bit cleared, even if a later one faults.
+fn gather<M: Mask>(vcpu: &mut Vcpu, op: &Op) -> Step {
+    M::check(vcpu)?;
+    let vsib = Vsib::unpack(op.imm);
+    let (count, size) = (usize::from(vsib.count), usize::from(vsib.size));
+    let destination = usize::from(op.r1 & 31);
+    for i in 0..count {
+        if M::wanted(vcpu, op, i, size) {
+            let linear = vsib.linear(vcpu, op, i, false)?;
+            let mut bytes = [0; 8];
+            vcpu.read_bytes(linear, &mut bytes[..size & 15]).map_err(|trap| stack_error(op, trap))?;
+            if let Some(element) = vcpu.fpu.vectors[destination].get_mut(i * size..(i + 1) * size) {
+                element.copy_from_slice(&bytes[..size & 15]);
+            }
+            M::done(vcpu, op, i, size);
+        }
+    }
+    M::finish(vcpu, op);
+    vcpu.fpu.vectors[destination][(count * size).min(64)..].fill(0);
+    Ok(())
+}
+
+/// Scatters, in element order.
+fn scatter(vcpu: &mut Vcpu, op: &Op) -> Step {
+    Avx512::check(vcpu)?;
+    let vsib = Vsib::unpack(op.imm);
+    let (count, size) = (usize::from(vsib.count), usize::from(vsib.size));
+    for i in 0..count {
+        if Avx512::wanted(vcpu, op, i, size) {
+            let linear = vsib.linear(vcpu, op, i, true)?;
+            let source = &vcpu.fpu.vectors[usize::from(op.r1 & 31)];
+            let bytes: [u8; 8] = std::array::from_fn(|n| source[(i * size + n) & 63]);
+            vcpu.write_bytes(linear, &bytes[..size & 15]).map_err(|trap| stack_error(op, trap))?;
+            Avx512::done(vcpu, op, i, size);
+        }
+    }
+    Avx512::finish(vcpu, op);
+    Ok(())
+}
+
+/// (bytes per index, bytes per element) of gathers and scatters.
+fn vsib_sizes(mnemonic: Mnemonic) -> Option<(u8, u8)> {
+    use Mnemonic as N;
+    Some(match mnemonic {
+        N::Vpgatherdd | N::Vgatherdps | N::Vpscatterdd | N::Vscatterdps => (4, 4),
+        N::Vpgatherdq | N::Vgatherdpd | N::Vpscatterdq | N::Vscatterdpd => (4, 8),
+        N::Vpgatherqd | N::Vgatherqps | N::Vpscatterqd | N::Vscatterqps => (8, 4),
+        N::Vpgatherqq | N::Vgatherqpd | N::Vpscatterqq | N::Vscatterqpd => (8, 8),
+        _ => return None,
+    })
+}
+
+fn select_vsib(d: &mut Decoding<'_>) -> Option<Handler> {
+    let instruction = d.instruction;
+    let (index_size, size) = vsib_sizes(instruction.mnemonic())?;
+    let index = instruction.memory_index();
+    let data = (0..instruction.op_count()).map(|i| instruction.op_register(i)).find(|r| r.is_vector_register())?;
+    let count = (index.size() as u8 / index_size).min(data.size() as u8 / size);
+    d.op.imm = Vsib { index: index.number() as u8, index_size, size, count }.pack();
+    d.op.scale = instruction.memory_index_scale().trailing_zeros() as u8;
+    let is_scatter = format!("{:?}", instruction.mnemonic()).contains("scatter");
+    if instruction.encoding() == EncodingKind::VEX {
+        // Destination, index and mask must be three registers.
+        let distinct = d.op.r1 != d.op.r2 && d.op.r1 != index.number() as u8 && d.op.r2 != index.number() as u8;
+        return distinct.then_some(gather::<Avx> as Handler);
+    }
+    if !instruction.has_op_mask() || !is_scatter && d.op.r1 == index.number() as u8 {
+        return None;
+    }
+    d.op.r3 = instruction.op_mask().number() as u8;
+    Some(if is_scatter { scatter } else { gather::<Avx512> })
+}
+
+/// Chooses the handler.
+pub(crate) fn select(d: &mut Decoding<'_>) -> Option<Choice> {
+    use Mnemonic as N;
+    let mnemonic = d.instruction.mnemonic();
+    let loads = d.instruction.op0_kind() == iced_x86::OpKind::Register;
+    let run: Handler = match mnemonic {
+        N::Vmaskmovps | N::Vpmaskmovd if loads => mask_load::<4>,
+        N::Vmaskmovps | N::Vpmaskmovd => mask_store::<4>,
+        N::Vmaskmovpd | N::Vpmaskmovq if loads => mask_load::<8>,
+        N::Vmaskmovpd | N::Vpmaskmovq => mask_store::<8>,
+        N::Maskmovdqu | N::Vmaskmovdqu | N::Maskmovq => {
+            // The implicit DS:rDI becomes an ordinary operand.
+            d.op.base = gpr::RDI as u8;
+            match mnemonic {
+                N::Maskmovdqu => byte_mask_store::<Sse>,
+                N::Vmaskmovdqu => byte_mask_store::<Avx>,
+                _ => byte_mask_store_mmx,
+            }
+        }
+        _ => select_vsib(d)?,
+    };
+    super::hostalu::available(d).then_some(())?;
+    next(run)
+}
