@@ -101,11 +101,11 @@ impl Environment for World {
             mmio.insert(gpa + i as u64, byte);
         }
     }
-    fn io_read(&self, port: u16, size: u8) -> u32 {
+    fn io_read(&self, port: u16, size: u8, _: u64) -> u32 {
         lock(&self.log).push(Bus::In(port, size));
         lock(&self.port_input).pop_front().unwrap_or(u32::MAX)
     }
-    fn io_write(&self, port: u16, size: u8, value: u32) {
+    fn io_write(&self, port: u16, size: u8, value: u32, _: u64) {
         lock(&self.log).push(Bus::Out(port, size, value));
     }
     fn interrupt_pending(&self) -> bool {

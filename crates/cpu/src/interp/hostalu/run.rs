@@ -225,7 +225,7 @@ fn stores(fpu: &FpuState) -> bool {
 /// Notes the instruction, and its memory operand, for FNSTENV (SDM vol. 1, 8.1.8). The host's own pointers never show.
 fn note_pointers(vcpu: &mut Vcpu, op: &Op) {
     vcpu.fpu.fop = u16::from(op.r1) << 8 | u16::from(op.r2);
-    vcpu.fpu.fip = vcpu.rip().wrapping_sub(u64::from(op.len)) & vcpu.mode.ip_mask();
+    vcpu.fpu.fip = vcpu.rip().wrapping_sub(u64::from(op.len)) & if vcpu.in_64bit() { u64::MAX } else { 0xffff_ffff };
     vcpu.fpu.fcs = vcpu.segments[seg::CS].selector;
     if op.r3 & (detail::LOAD | detail::STORE) != 0 {
         vcpu.fpu.fdp = vcpu.offset(op);

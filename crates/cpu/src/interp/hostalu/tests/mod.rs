@@ -4,4 +4,3 @@ mod broad;
 mod fixture;
 mod native;
 
-pub(in crate::interp) use fixture::Bench;
