@@ -27,6 +27,11 @@ const WRITABLE: u8 = 0x8f;
 /// IRQs that a PIRQ may be routed to: 3–7, 9–12, 14, 15.
 const PERMITTED_IRQS: u16 = 0xdef8;
 
+/// IRQs that the board's own devices keep for themselves: the serial ports and the mouse.
+const ISA_IRQS: [usize; 3] = [3, 4, 12];
+/// IRQ of the ACPI SCI, which is level-triggered and may be shared.
+const SCI: usize = 9;
+
 /// How a pin of a slot is wired: what ACPI's `_PRT` and the MP table tell the guest.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct PinRoute {
@@ -99,9 +104,13 @@ struct State {
 
 impl IntxRouter {
     /// A router that drives `pic` by IRQ number (0–15) and `ioapic` by input number. Levels given to either are those
-    /// of PCI alone: where other devices share an input, the sink ORs them.
+    /// of PCI alone: where other devices share an input, the sink ORs them. The IRQs of the board's ISA devices are never
+    /// given to PCI at start; a guest may still route a link there.
     pub fn new(routing: Routing, pic: Arc<dyn IrqSink>, ioapic: Arc<dyn IrqSink>) -> Self {
-        let irqs = std::array::from_fn(|irq| (PERMITTED_IRQS >> irq & 1 != 0).then_some(0));
+        let irqs = std::array::from_fn(|irq| {
+            let free = PERMITTED_IRQS >> irq & 1 != 0 && !ISA_IRQS.contains(&irq);
+            free.then_some(u32::from(irq == SCI))
+        });
         let state = State {
             routing,
             next_gsi: 0,
@@ -118,20 +127,6 @@ impl IntxRouter {
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Keeps an ISA device's IRQ for it alone. Before [`route_all`](Self::route_all).
-    pub fn reserve_irq(&self, irq: u8) {
-        if let Some(count) = self.state().irqs.get_mut(usize::from(irq)) {
-            *count = None;
-        }
-    }
-
-    /// Counts one more user of an IRQ that PCI may share (the ACPI SCI). Before [`route_all`](Self::route_all).
-    pub fn use_irq(&self, irq: u8) {
-        if let Some(Some(count)) = self.state().irqs.get_mut(usize::from(irq)) {
-            *count += 1;
-        }
     }
 
     /// Connects a function to the least used pin of its slot.
@@ -353,17 +348,14 @@ mod tests {
     #[test]
     fn without_one_links_and_gsis_go_round() {
         let b = bench(Routing::RoundRobin { gsis: 24 });
-        b.router.reserve_irq(3);
-        b.router.reserve_irq(4);
-        b.router.use_irq(9);
         let users: Vec<PinUser> = (1..=10).map(|slot| b.router.connect(address(slot, 0))).collect();
         b.router.route_all();
         let routes: Vec<_> = b.router.routes().iter().map(|r| (r.gsi, r.link)).collect();
         let expected: Vec<(u32, u8)> = (0..10).map(|n| (16 + n % 8, n as u8 % 8)).collect();
         assert_eq!(routes, expected);
         let irqs: Vec<u8> = users.iter().map(|user| b.router.initial_irq(*user)).collect();
-        assert_eq!(irqs, [5, 6, 7, 10, 11, 12, 14, 15, 5, 6], "3 and 4 are taken, 9 has a user already");
-        assert_eq!(b.router.level_triggered_irqs(), 0xdce0);
+        assert_eq!(irqs, [5, 6, 7, 10, 11, 14, 15, 5, 5, 6], "9 has a user already, 3, 4 and 12 are taken");
+        assert_eq!(b.router.level_triggered_irqs(), 0xcce0);
     }
 
     #[test]
@@ -390,7 +382,7 @@ mod tests {
         b.router.set(user, true);
         b.pic.take();
         b.router.set_register(0, 11);
-        assert_eq!(b.pic.take(), [(3, false), (11, true)]);
+        assert_eq!(b.pic.take(), [(5, false), (11, true)]);
         b.router.set_register(0, 13);
         assert_eq!(b.pic.take(), [(11, false)], "IRQ 13 is not for PCI");
         b.router.set_register(0, 10);
@@ -399,7 +391,7 @@ mod tests {
         assert_eq!(b.pic.take(), [(10, true), (10, false)]);
         assert!(b.ioapic.level(16), "the I/O APIC's input does not depend on the register");
         b.router.reset_registers();
-        assert_eq!(b.pic.take(), [(3, true)]);
+        assert_eq!(b.pic.take(), [(5, true)]);
     }
 
     #[test]
