@@ -174,6 +174,9 @@ const FAMILIES: &[fn(&mut Decoding<'_>) -> Option<Choice>] = &[
     interp::simd_move::select,
     interp::muldiv::select,
     interp::exchange::select,
+    interp::segment::select,
+    interp::syscall::select,
+    interp::iret::select,
     interp::simd_mask::select,
     interp::x87::select,
     interp::xsave::select,
@@ -182,6 +185,8 @@ const FAMILIES: &[fn(&mut Decoding<'_>) -> Option<Choice>] = &[
     interp::io::select,
     interp::msr::select,
     interp::cpuid::select,
+    interp::far::select,
+    interp::table::select,
     interp::bcd::select,
 ];
 

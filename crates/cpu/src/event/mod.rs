@@ -1,7 +1,21 @@
 //! Everything that diverts a vCPU from the next instruction.
 //!
 //! * [`request`]: what other threads ask of a vCPU
-//! * [`deliver`]: exceptions and interrupts through the IVT or IDT
+//! * [`deliver`]: which exception or interrupt is delivered: double and triple faults, NMI
+//! * [`enter`]: into the handler, through the IVT or IDT
+//! * [`debug`]: debug exceptions and instruction breakpoints
+//! * [`reset`]: INIT and start-up
+//! * [`descriptor`], [`frame`]: what transfers through gates and far transfers share
+//! * [`task`]: task switches
 
+pub(crate) mod debug;
 pub(crate) mod deliver;
+pub(crate) mod descriptor;
+pub(crate) mod enter;
+pub(crate) mod frame;
 pub mod request;
+pub(crate) mod reset;
+pub(crate) mod task;
+
+#[cfg(test)]
+mod tests;

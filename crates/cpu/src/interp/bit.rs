@@ -4,7 +4,7 @@ use iced_x86::Mnemonic;
 use platform::x86::rflags;
 
 use super::operand::{I, M, Place, R1, R2, Source, stack_error};
-use crate::decode::{Choice, Decoding, Ea, Handler, Op, Slot, next, op_flag};
+use crate::decode::{Choice, Decoding, Handler, Op, Slot, next, op_flag};
 use crate::state::int::Int;
 use crate::{Step, Vcpu};
 
@@ -305,7 +305,6 @@ macro_rules! third_operand {
 /// Chooses the handler.
 pub(crate) fn select(d: &mut Decoding<'_>) -> Option<Choice> {
     use Mnemonic as N;
-    debug_assert!(d.op.ea != Ea::Long || d.mode.is_64(), "long addressing outside 64-bit mode");
     let mnemonic = d.instruction.mnemonic();
     if matches!(mnemonic, N::Bextr | N::Bzhi) && d.shape[1] == Slot::Mem {
         d.op.r3 = d.op.r2;

@@ -7,19 +7,24 @@ pub(crate) mod control;
 pub(crate) mod cpuid;
 pub(crate) mod data;
 pub(crate) mod exchange;
+pub(crate) mod far;
 pub(crate) mod fpu;
 pub(crate) mod gate;
 pub(crate) mod hostalu;
 pub(crate) mod io;
+pub(crate) mod iret;
 pub(crate) mod msr;
 pub(crate) mod muldiv;
 pub(crate) mod operand;
+pub(crate) mod segment;
 pub(crate) mod shift;
 pub(crate) mod simd_mask;
 pub(crate) mod simd_move;
 pub(crate) mod stack;
 pub(crate) mod string;
+pub(crate) mod syscall;
 pub(crate) mod system;
+pub(crate) mod table;
 pub(crate) mod x87;
 pub(crate) mod xsave;
 
@@ -94,24 +99,32 @@ impl Vcpu {
 
     fn run_inside(&mut self, count: u64) -> Option<Exit> {
         let mut left = count;
+        let mut asleep = self.activity != Activity::Running;
         while left != 0 {
             left -= 1;
             let mut single = false;
-            if self.events.pending() | self.attention != 0 {
-                match self.attend() {
+            if asleep || self.events.pending() | self.attention != 0 {
+                let next = self.attend();
+                asleep = self.activity != Activity::Running;
+                match next {
                     Next::Exit(exit) => return Some(exit),
                     Next::Again => continue,
                     Next::One => single = true,
                     Next::Block => {}
                 }
             }
-            let stepping = single && self.flags.sys & rflags::TF != 0;
-            let shadow = std::mem::take(&mut self.shadow);
+            self.stepping = single && self.flags.sys & rflags::TF != 0;
+            if single {
+                // RF serves one instruction, and one that loads RFLAGS may set it again.
+                self.flags.sys &= !rflags::RF;
+                self.attention &= !attention::RESUME;
+            }
+            self.shadow = Shadow::None;
             match self.execute(single) {
-                Ok(()) | Err(Trap::Leave) => self.instruction_done(single, stepping, shadow),
+                Ok(()) | Err(Trap::Leave) => self.instruction_done(single),
                 Err(Trap::Halt) => {
                     self.activity = Activity::Halted;
-                    self.instruction_done(single, stepping, shadow);
+                    self.instruction_done(single);
                     if self.events.pending() | (self.attention & !attention::HOST_STEP) == 0 {
                         return Some(self.halt_exit());
                     }
@@ -138,20 +151,18 @@ impl Vcpu {
     }
 
     /// After one instruction (or a block, when nothing special is going on).
-    fn instruction_done(&mut self, single: bool, stepping: bool, before: Shadow) {
+    fn instruction_done(&mut self, single: bool) {
         self.refresh_shadow();
         if !single {
             return;
         }
-        self.flags.sys &= !rflags::RF;
         // A load of SS holds off debug traps until after the next instruction, and the trap of a stepped MOV SS is lost.
-        if stepping && self.shadow != Shadow::MovSs {
-            self.pending_dr6 |= crate::event::deliver::DR6_BS;
+        if self.stepping && self.shadow != Shadow::MovSs {
+            self.pending_dr6 |= crate::event::debug::DR6_BS;
         }
         if self.pending_dr6 != 0 && self.shadow != Shadow::MovSs {
             self.attention |= attention::DEBUG_TRAP;
         }
-        let _ = before;
     }
 
     /// Brings the shadow bit of `attention` in line with `shadow`.
@@ -229,6 +240,7 @@ impl Vcpu {
             | attention::SHADOW
             | attention::BREAKPOINT
             | attention::DEBUG_TRAP
+            | attention::RESUME
             | attention::HOST_STEP;
         if self.attention & (one | attention::INTERRUPT) != 0 { Next::One } else { Next::Block }
     }

@@ -1,6 +1,6 @@
 //! How handlers reach their operands.
 
-use platform::x86::{SEGMENT_UNUSABLE, seg};
+use platform::x86::{SEGMENT_UNUSABLE, Segment, seg};
 
 use crate::decode::{Ea, Op, op_flag};
 use crate::state::int::Int;
@@ -33,19 +33,23 @@ impl Vcpu {
     /// #GP(0), or #SS(0) for the stack segment: limit, type, null selector.
     #[cold]
     pub(crate) fn linear_checked(&self, index: usize, offset: u64, size: u64, write: bool) -> Step<u64> {
+        let refuse = if index == seg::SS { Trap::ss(0) } else { Trap::gp(0) };
+        self.linear_in(&self.segments[index.min(5)], offset, size, write).ok_or(refuse)
+    }
+
+    /// Linear address of `offset` in `segment` outside 64-bit mode; `None` if the access is not allowed.
+    pub(crate) fn linear_in(&self, segment: &Segment, offset: u64, size: u64, write: bool) -> Option<u64> {
         const CODE: u32 = 1 << 3;
         const EXPAND_DOWN: u32 = 1 << 2;
         const RW: u32 = 1 << 1;
         const BIG: u32 = 1 << 14;
-        let segment = &self.segments[index.min(5)];
-        let refuse = if index == seg::SS { Trap::ss(0) } else { Trap::gp(0) };
         let access = segment.access;
         let protected = self.protected() && !self.v8086();
         if protected {
             let readable = access & CODE == 0 || access & RW != 0;
             let writable = access & CODE == 0 && access & RW != 0;
             if access & SEGMENT_UNUSABLE != 0 || (write && !writable) || (!write && !readable) {
-                return Err(refuse);
+                return None;
             }
         }
         let last = offset.wrapping_add(size - 1);
@@ -56,10 +60,7 @@ impl Vcpu {
         } else {
             last <= limit && last >= offset
         };
-        if !inside {
-            return Err(refuse);
-        }
-        Ok(segment.base.wrapping_add(offset) & 0xffff_ffff)
+        inside.then(|| segment.base.wrapping_add(offset) & 0xffff_ffff)
     }
 
     /// Linear address of `offset` in segment `index` in any mode, for implicit operands (stack, strings).

@@ -214,7 +214,9 @@ fn repeated<T: Int, E: Element>(vcpu: &mut Vcpu, op: &Op) -> Step {
         if count != done
             && (vcpu.events.pending() != 0 || vcpu.attention & attention::SINGLE_STEP != 0 || vcpu.block_end == 0)
         {
-            // Pause here; the instruction runs again for the rest.
+            // Pause here; the instruction runs again for the rest, without another instruction breakpoint.
+            vcpu.flags.sys |= rflags::RF;
+            vcpu.attention |= attention::RESUME;
             let start = vcpu.rip().wrapping_sub(u64::from(op.len));
             vcpu.set_rip(start);
             return Err(Trap::Leave);

@@ -176,11 +176,11 @@ impl Vcpu {
         Ok(())
     }
 
-    /// `linear + n` with the wrap-around of the address size.
+    /// `linear + n` with the wrap-around of the address size. In compatibility mode system structures may lie above 4 GiB.
     #[inline]
     fn advance(&self, linear: u64, n: u64) -> u64 {
         let next = linear.wrapping_add(n);
-        if self.in_64bit() { next } else { next & 0xffff_ffff }
+        if self.in_64bit() || linear >> 32 != 0 { next } else { next & 0xffff_ffff }
     }
 
     /// Guest-physical address of a linear one, filling the TLB.

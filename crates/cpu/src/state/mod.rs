@@ -34,8 +34,10 @@ pub(crate) mod attention {
     pub(crate) const DEBUG_TRAP: u32 = 1 << 3;
     /// The debugger of the host wants one instruction at a time.
     pub(crate) const HOST_STEP: u32 = 1 << 4;
-    /// An interrupt that waited for RFLAGS.IF can be delivered now.
+    /// An interrupt that waited for RFLAGS.IF, or an NMI that waited for IRET, can be delivered now.
     pub(crate) const INTERRUPT: u32 = 1 << 5;
+    /// RFLAGS.RF is set: for one instruction.
+    pub(crate) const RESUME: u32 = 1 << 6;
 }
 
 /// Interrupt shadow (SDM vol. 3, 6.8.3).
@@ -92,6 +94,9 @@ pub struct Vcpu {
     /// Decoding mode that follows from CR0, EFER, CS, SS.
     pub(crate) mode: Mode,
     pub(crate) shadow: Shadow,
+    /// The instruction being executed is followed by a single-step trap. It began with RFLAGS.TF set; those whose own
+    /// rules differ (INT n, SYSCALL) change it.
+    pub(crate) stepping: bool,
     pub(crate) tlb: Tlb,
 
     pub(crate) segments: [Segment; 6],
@@ -224,15 +229,23 @@ impl Vcpu {
     /// Recomputes which permissions data accesses have: after changes of CPL, RFLAGS.AC or CR4.SMAP.
     #[inline]
     pub(crate) fn update_access_mode(&mut self) {
-        let smap_off = self.cr4 & cr4::SMAP == 0 || self.flags.sys & rflags::AC != 0;
-        self.tlb.set_mode(self.cpl == 3, smap_off);
+        self.tlb.set_mode(self.cpl == 3, self.smap_off());
+    }
+
+    /// Whether supervisor accesses to user pages are allowed.
+    #[inline]
+    pub(crate) fn smap_off(&self) -> bool {
+        self.cr4 & cr4::SMAP == 0 || self.flags.sys & rflags::AC != 0
     }
 
     /// Recomputes the single-step and breakpoint reasons of [`Vcpu::attention`].
     pub(crate) fn update_debug_attention(&mut self) {
-        let mut bits = self.attention & !(attention::SINGLE_STEP | attention::BREAKPOINT);
+        let mut bits = self.attention & !(attention::SINGLE_STEP | attention::BREAKPOINT | attention::RESUME);
         if self.flags.sys & rflags::TF != 0 {
             bits |= attention::SINGLE_STEP;
+        }
+        if self.flags.sys & rflags::RF != 0 {
+            bits |= attention::RESUME;
         }
         let instruction_breakpoint = (0..4).any(|i| self.dr7 >> (2 * i) & 3 != 0 && self.dr7 >> (16 + 4 * i) & 3 == 0);
         if instruction_breakpoint {
@@ -284,6 +297,7 @@ impl Vcpu {
             cpl: 0,
             mode: Mode::legacy(false, false, false),
             shadow: Shadow::None,
+            stepping: false,
             tlb: Tlb::new(),
             segments: [Segment::default(); 6],
             ldtr: Segment::default(),
@@ -363,7 +377,8 @@ impl Vcpu {
         self.load_msrs(&state.msrs);
         self.shadow = Shadow::None;
         (self.interrupt_waiting, self.nmi_waiting, self.nmi_blocked) = (false, false, false);
-        (self.attention, self.pending_dr6) = (0, 0);
+        self.attention &= attention::HOST_STEP;
+        self.pending_dr6 = 0;
         self.cpl = match (self.protected(), state.rflags & rflags::VM != 0) {
             (false, _) => 0,
             (true, true) => 3,

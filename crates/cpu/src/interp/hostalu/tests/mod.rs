@@ -3,4 +3,3 @@
 mod broad;
 mod fixture;
 mod native;
-

@@ -1,0 +1,4 @@
+//! Events delivered to the machine of [`crate::testing`].
+
+mod faults;
+mod long;
