@@ -1,0 +1,232 @@
+//! The board: memory, engine, chipset, PCI devices, built from the configuration tree.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use backend::tty::{SerialBackend, Tty, TtySpec};
+use config::pci::PciAddress;
+use config::{Config, Topology, legacy};
+use devices::chipset::isa::{self, Isa};
+use devices::chipset::pm::Pm;
+use devices::chipset::rtc::RtcConfig;
+use devices::pci::{IntxRouter, PciHost, PciHostOptions, Routing};
+use devices::{BuildContext, factory};
+use memory::{GuestMemory, MemoryOptions};
+use platform::time::SharedTime;
+use platform::{AccessSize, Bus, BusDevice, PowerSink};
+use vmm::engine::CpuLayout;
+use vmm::{AccessPolicy, EngineChoice, HostTime, InterruptChips, PolicyOptions, Vcpu, VmOptions, select};
+
+use crate::MachineError;
+use crate::power::PowerLatch;
+use crate::process::PowerButton;
+use crate::start;
+
+/// Most vCPUs: local APIC ids of 8 bits, less the broadcast id.
+const MAX_CPUS: u32 = 254;
+/// Longest name of a VM, in bytes.
+const MAX_NAME: usize = 229;
+/// I/O APIC inputs, from the last one down, that HPET timers can be routed to and PCI cannot.
+const HPET_PINS: u32 = 4;
+/// How long output to the terminal may take to drain at the end.
+const DRAIN: Duration = Duration::from_secs(2);
+
+/// A VM, built but not started.
+pub(crate) struct Board {
+    pub(crate) name: String,
+    pub(crate) layout: CpuLayout,
+    pub(crate) memory: GuestMemory,
+    pub(crate) vcpus: Vec<Box<dyn Vcpu>>,
+    pub(crate) pci: Arc<PciHost>,
+    /// Where the LPC bridge sits, if there is one.
+    pub(crate) lpc: Option<PciAddress>,
+    isa: Isa,
+    serial: Vec<Arc<Tty>>,
+    /// Kept alive: the timers end with it.
+    _time: Arc<HostTime>,
+    _chips: Arc<dyn InterruptChips>,
+}
+
+impl Board {
+    /// Builds everything that `config` asks for, in the order in which parts depend on each other. Creates nothing outside
+    /// the process, so a failure leaves nothing behind.
+    ///
+    /// # Errors
+    /// A key makes no sense, a device or backend is not to be had, the host refuses something.
+    pub(crate) fn build(config: &Config, power: &Arc<PowerLatch>) -> Result<Self, MachineError> {
+        let name = name(config)?;
+        let layout = layout(config)?;
+        let functions = config::pci_functions(config, legacy::DEVICES)?;
+        start::reject_unavailable(config)?;
+        for function in &functions {
+            // Says at once what this build does not have, before anything is opened.
+            factory::find(&function.device)
+                .map_err(|source| device_error(function.address, &function.device, source))?;
+        }
+        let choice = match config.get_word("cpu.engine", &["auto", "kvm", "soft"])? {
+            Some(1) => EngineChoice::Kvm,
+            Some(2) => EngineChoice::Soft,
+            _ => EngineChoice::Auto,
+        };
+        let (kind, why) = select::resolve(choice)?;
+        if choice == EngineChoice::Auto {
+            eprintln!("bhyve: engine: {} ({why})", if kind == vmm::EngineKind::Kvm { "KVM" } else { "software CPU" });
+        }
+
+        let memory = memory(config)?;
+        let time = HostTime::start().map_err(|source| MachineError::Host { what: "start the timer thread", source })?;
+        let (ports, mmio) = (Arc::new(Bus::new("port")), Arc::new(Bus::new("memory")));
+        let options = VmOptions {
+            layout,
+            memory: memory.clone(),
+            ports: ports.clone(),
+            mmio: mmio.clone(),
+            time: time.clone(),
+            policy: Arc::new(AccessPolicy::new(policy(config)?, power.clone())),
+            power: power.clone(),
+        };
+        let vm = vmm::create(kind, &options)?;
+
+        let (isa, serial) = build_isa(config, &options, vm.chips.as_ref(), time.clone(), power)?;
+        let router = Arc::new(IntxRouter::new(
+            Routing::RoundRobin { gsis: vm.chips.pins() - HPET_PINS },
+            vm.chips.pic(),
+            vm.chips.ioapic(),
+        ));
+        let pci = PciHost::new(PciHostOptions {
+            ports,
+            memory: mmio,
+            msi: vm.chips.msi(),
+            router,
+            reset_control: isa.reset_control.clone(),
+            ram: memory.clone(),
+            enable_bars: true,
+        });
+        let mut lpc = None;
+        for function in &functions {
+            if function.device == "lpc" {
+                lpc = Some(function.address);
+            }
+            let context =
+                BuildContext { address: function.address, pci: &pci, memory: &memory, config, cpus: layout.cpus };
+            factory::build(&context, &function.device, &function.node)
+                .map_err(|source| device_error(function.address, &function.device, source))?;
+        }
+        pci.finish()?;
+        Ok(Self { name, layout, memory, vcpus: vm.vcpus, pci, lpc, isa, serial, _time: time, _chips: vm.chips })
+    }
+
+    /// What SIGTERM presses.
+    pub(crate) fn power_button(&self) -> Arc<dyn PowerButton> {
+        Arc::new(Button(self.isa.pm.clone()))
+    }
+
+    /// The low half of the HPET's capabilities register, which its ACPI table repeats.
+    pub(crate) fn hpet_id(&self) -> u32 {
+        BusDevice::read(&*self.isa.hpet, 0, AccessSize::Dword) as u32
+    }
+
+    /// After the last vCPU has stopped: lets output reach the terminal.
+    pub(crate) fn finish(&self) {
+        for line in &self.serial {
+            line.drain(DRAIN);
+        }
+    }
+}
+
+struct Button(Arc<Pm>);
+
+impl PowerButton for Button {
+    fn is_connected(&self) -> bool {
+        self.0.acpi_enabled()
+    }
+    fn press(&self) {
+        self.0.press_power_button();
+    }
+}
+
+fn device_error(address: PciAddress, device: &str, source: devices::DeviceError) -> MachineError {
+    MachineError::Device { address: address.to_string(), device: device.to_owned(), source }
+}
+
+fn name(config: &Config) -> Result<String, MachineError> {
+    let name = config.require_str("name")?;
+    let why = match name.len() {
+        0 => "it is empty",
+        n if n > MAX_NAME => "it is longer than 229 bytes",
+        _ if name.contains('/') => "it contains a slash",
+        _ => return Ok(name),
+    };
+    Err(MachineError::Name { name, why })
+}
+
+fn layout(config: &Config) -> Result<CpuLayout, MachineError> {
+    let topology = Topology::resolve(config)?;
+    let layout = CpuLayout {
+        cpus: topology.cpus.into(),
+        sockets: topology.sockets.into(),
+        cores: topology.cores.into(),
+        threads: topology.threads.into(),
+        x2apic: config.bool_or("x86.x2apic", false)?,
+    };
+    if layout.cpus > MAX_CPUS || layout.apic_id(layout.cpus - 1) > MAX_CPUS {
+        return Err(MachineError::TooManyCpus { requested: layout.cpus, available: MAX_CPUS });
+    }
+    Ok(layout)
+}
+
+fn memory(config: &Config) -> Result<GuestMemory, MachineError> {
+    let size = config::memory_size(config)?;
+    let options = MemoryOptions {
+        size,
+        wired: config.bool_or("memory.wired", false)?,
+        in_core: config.bool_or("memory.guest_in_core", false)?,
+    };
+    GuestMemory::new(options).map_err(|source| MachineError::Memory(size, source))
+}
+
+fn policy(config: &Config) -> Result<PolicyOptions, MachineError> {
+    Ok(PolicyOptions {
+        strict_io: config.bool_or("x86.strictio", false)?,
+        strict_msr: config.bool_or("x86.strictmsr", true)?,
+        verbose_msr: config.bool_or("x86.verbosemsr", false)?,
+        amd: cpu::Features::host(cpu::features::Placement::single()).amd,
+    })
+}
+
+/// The devices of the ISA bus, and the host ends of the serial ports.
+fn build_isa(
+    config: &Config,
+    options: &VmOptions,
+    chips: &dyn InterruptChips,
+    time: SharedTime,
+    power: &Arc<PowerLatch>,
+) -> Result<(Isa, Vec<Arc<Tty>>), MachineError> {
+    let mut serial = Vec::new();
+    let mut uarts: [Option<Arc<dyn SerialBackend>>; 4] = Default::default();
+    for (port, slot) in uarts.iter_mut().enumerate() {
+        let Some(text) = config::lpc::com(config, port) else { continue };
+        let open = || TtySpec::parse(&text)?.open();
+        let tty = Arc::new(open().map_err(|source| MachineError::Serial { port: port + 1, source })?);
+        serial.push(tty.clone());
+        *slot = Some(tty);
+    }
+    let pins = chips.pins();
+    let wiring = isa::Wiring {
+        io: &options.ports,
+        mmio: &options.mmio,
+        irq: &|irq| chips.line(irq).unwrap_or_else(|| unreachable!("every I/O APIC has the ISA interrupts")),
+        gsi: chips.ioapic(),
+        hpet_routes: ((1 << HPET_PINS) - 1) << (pins - HPET_PINS),
+        msi: chips.msi(),
+        time,
+        power: power.clone() as Arc<dyn PowerSink>,
+    };
+    let rtc = RtcConfig {
+        low_memory: options.memory.low_size(),
+        high_memory: options.memory.high_size(),
+        local_time: config.bool_or("rtc.use_localtime", true)?,
+    };
+    let options = isa::Options { rtc, serial: Some(uarts), testdev: config::lpc::pc_testdev(config)? };
+    Ok((isa::build(&wiring, options)?, serial))
+}
