@@ -19,6 +19,10 @@ pub(crate) mod mxcsr {
     pub(crate) const FLAGS: u32 = 0x3f;
     /// The six exception masks.
     pub(crate) const MASKS: u32 = 0x1f80;
+    /// Underflow, among the flags.
+    pub(crate) const UNDERFLOW: u32 = 1 << 4;
+    /// Tiny results become zero while underflow is masked.
+    pub(crate) const FLUSH_TO_ZERO: u32 = 1 << 15;
     /// After RESET and INIT.
     pub(crate) const RESET: u32 = 0x1f80;
 }
@@ -113,6 +117,11 @@ impl FpuState {
         self.mxcsr = value;
         self.run_mxcsr = value & !mxcsr::FLAGS | mxcsr::MASKS;
         self.unmasked = !value >> 7 & mxcsr::FLAGS;
+        if self.unmasked & mxcsr::UNDERFLOW != 0 {
+            // Masked, only inexact tiny results raise the flag; unmasked, all of them do. Flushing to zero makes every tiny
+            // result inexact, and leaves others alone.
+            self.run_mxcsr |= mxcsr::FLUSH_TO_ZERO;
+        }
     }
 
     /// Sets exception flags in MXCSR; none is ever cleared this way.

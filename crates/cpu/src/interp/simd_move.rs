@@ -12,8 +12,9 @@ fn load<G: Gate, const N: usize, const ALIGNED: bool>(vcpu: &mut Vcpu, op: &Op) 
     G::check(vcpu)?;
     let linear = vcpu.linear(op, N as u64, false)?;
     check_aligned::<N, ALIGNED>(linear)?;
-    let bytes = vcpu.load_block::<N>(linear).map_err(|trap| stack_error(op, trap))?;
-    set_vector::<G, N>(vcpu, op.r1, &bytes);
+    let r = usize::from(op.r1 & 31);
+    vcpu.load_block::<N>(linear, |fpu| &mut fpu.vectors[r]).map_err(|trap| stack_error(op, trap))?;
+    zero_above::<G, N>(vcpu, op.r1);
     Ok(())
 }
 
@@ -76,10 +77,14 @@ fn vector<const N: usize>(vcpu: &Vcpu, r: u8) -> [u8; N] {
 
 #[inline(always)]
 fn set_vector<G: Gate, const N: usize>(vcpu: &mut Vcpu, r: u8, bytes: &[u8; N]) {
-    let register = &mut vcpu.fpu.vectors[usize::from(r & 31)];
-    register[..N].copy_from_slice(bytes);
+    vcpu.fpu.vectors[usize::from(r & 31)][..N].copy_from_slice(bytes);
+    zero_above::<G, N>(vcpu, r);
+}
+
+#[inline(always)]
+fn zero_above<G: Gate, const N: usize>(vcpu: &mut Vcpu, r: u8) {
     if N < G::ZERO_TO {
-        register[N..G::ZERO_TO].fill(0);
+        vcpu.fpu.vectors[usize::from(r & 31)][N..G::ZERO_TO].fill(0);
     }
 }
 

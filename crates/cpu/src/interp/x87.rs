@@ -209,6 +209,7 @@ pub(crate) fn select(d: &mut Decoding<'_>) -> Option<Choice> {
         N::Frstor => image!(frstor),
         _ => return None,
     };
-    super::hostalu::available(d).then_some(())?;
+    // FWAIT is there on every CPU.
+    (d.instruction.mnemonic() == N::Wait || super::hostalu::available(d)).then_some(())?;
     next(run)
 }

@@ -139,10 +139,15 @@ impl Vcpu {
         if self.in_64bit() { 16 } else { 8 }
     }
 
-    /// Components that XSAVE finds in use: SSE also for an MXCSR that is not the initial one.
-    fn xinuse(&self) -> u64 {
+    /// Components in use as the compacted format and XGETBV see them: SSE also for an MXCSR that is not the initial one.
+    fn in_use_with_mxcsr(&self) -> u64 {
         let sse = if self.fpu.mxcsr() == mxcsr::RESET { 0 } else { SSE };
         self.fpu.in_use() | sse
+    }
+
+    /// Puts the x87, SSE, AVX and AVX-512 state back to what RESET leaves (INIT leaves it alone).
+    pub fn reset_fpu(&mut self) {
+        *self.fpu = FpuState::default();
     }
 
     /// The x87, SSE, AVX and AVX-512 state as an XSAVE area in the standard format, for snapshots and other engines. Its layout
@@ -155,15 +160,15 @@ impl Vcpu {
         area[6..8].copy_from_slice(&self.fpu.fop.to_le_bytes());
         area[8..16].copy_from_slice(&self.fpu.fip.to_le_bytes());
         area[16..24].copy_from_slice(&self.fpu.fdp.to_le_bytes());
-        area[XSTATE_BV..XSTATE_BV + 8].copy_from_slice(&(self.xinuse() | X87 | SSE).to_le_bytes());
+        area[XSTATE_BV..XSTATE_BV + 8].copy_from_slice(&(self.fpu.in_use() | X87 | SSE).to_le_bytes());
         for (n, place) in places(&self.features, KNOWN, false) {
             self.fpu.save_component(n, &mut area[place.offset..place.offset + place.size]);
         }
         area
     }
 
-    /// Takes over an XSAVE area in the standard format. Components that XSTATE_BV or the area's length leave out get their
-    /// initial state; reserved bits of MXCSR are dropped.
+    /// Takes over an XSAVE area in the standard format. Components that XSTATE_BV leaves out get their initial state, bytes
+    /// beyond the area's end read as zero; reserved bits of MXCSR are dropped.
     pub fn set_xsave_area(&mut self, area: &[u8]) {
         let mut padded = [0; MAX_AREA];
         let length = area.len().min(MAX_AREA);
@@ -175,7 +180,7 @@ impl Vcpu {
         let legacy: [u8; 416] = std::array::from_fn(|i| padded[i]);
         let value = u32::from_le_bytes(std::array::from_fn(|i| padded[image::MXCSR + i]));
         let mask = mxcsr_mask(&self.features);
-        self.fpu.set_mxcsr(if in_use & (SSE | AVX) != 0 { value & mask } else { mxcsr::RESET });
+        self.fpu.set_mxcsr(value & mask);
         if in_use & X87 != 0 {
             self.load_x87(&legacy, true);
         }
@@ -303,7 +308,7 @@ fn xsave<const KIND: u8, const WIDE: bool>(vcpu: &mut Vcpu, op: &Op) -> Step {
     check_supervisor(vcpu, kind)?;
     let compacted = matches!(kind, Kind::Compacted | Kind::Supervisor);
     let wanted = requested(vcpu) & enabled(vcpu, kind);
-    let in_use = vcpu.xinuse() & wanted;
+    let in_use = wanted & if compacted { vcpu.in_use_with_mxcsr() } else { vcpu.fpu.in_use() };
     let written = if kind == Kind::Plain { wanted } else { in_use };
     let features = vcpu.features.clone();
     let end = places(&features, wanted, compacted).map(|(_, place)| place.offset + place.size).max();
@@ -493,7 +498,7 @@ fn xgetbv(vcpu: &mut Vcpu, _: &Op) -> Step {
     }
     let value = match vcpu.regs[RCX] as u32 {
         0 => vcpu.xcr0,
-        1 if vcpu.xsave_feature(2) => vcpu.xcr0 & vcpu.xinuse(),
+        1 if vcpu.xsave_feature(2) => vcpu.xcr0 & vcpu.in_use_with_mxcsr(),
         _ => return Err(Trap::gp(0)),
     };
     (value as u32).set(&mut vcpu.regs, RAX as u8);

@@ -9,6 +9,7 @@ use memory::GuestMemory;
 
 use super::Access;
 use super::tlb::{AccessMode, Entry, Tlb};
+use crate::interp::fpu::FpuState;
 use crate::state::attention;
 use crate::state::int::Int;
 use crate::trap::vector;
@@ -67,17 +68,24 @@ impl Vcpu {
         self.store_slow(linear, T::BYTES, value.to_u64())
     }
 
-    /// Loads `N` bytes. Alignment checking (#AC) covers scalars only.
+    /// Loads `N` bytes (at most 64) to the start of a field of the vector state. Alignment checking (#AC) covers scalars only.
     #[inline(always)]
-    pub(crate) fn load_block<const N: usize>(&mut self, linear: u64) -> Step<[u8; N]> {
+    pub(crate) fn load_block<const N: usize>(
+        &mut self,
+        linear: u64,
+        field: impl Fn(&mut FpuState) -> &mut [u8; 64],
+    ) -> Step {
         let entry = self.tlb.slot(linear);
         if entry.read == linear & !0xfff && linear & 0xfff <= 0x1000 - N as u64 {
-            // SAFETY: as for `load`.
-            return Ok(unsafe { ptr::read_unaligned(entry.addend.wrapping_add(linear) as *const [u8; N]) });
+            let from = entry.addend.wrapping_add(linear) as *const [u8; N];
+            // SAFETY: as for `load`; guest memory and the state do not overlap.
+            field(&mut self.fpu)[..N].copy_from_slice(&unsafe { ptr::read_unaligned(from) });
+            return Ok(());
         }
-        let mut bytes = [0; N];
-        self.load_block_slow(linear, &mut bytes)?;
-        Ok(bytes)
+        let mut bytes = [0; 64];
+        self.load_block_slow(linear, &mut bytes[..N])?;
+        field(&mut self.fpu)[..N].copy_from_slice(&bytes[..N]);
+        Ok(())
     }
 
     /// Stores `N` bytes.

@@ -6,8 +6,8 @@ use std::ptr::NonNull;
 use rustix::fs::MemfdFlags;
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 
-/// Size in bytes; pages that are never used take no memory.
-pub(super) const SIZE: usize = 16 << 20;
+/// Size in bytes; pages that are never used take no memory. Tests want to see it full.
+pub(super) const SIZE: usize = if cfg!(test) { 1 << 20 } else { 16 << 20 };
 
 pub(super) struct Arena {
     writable: NonNull<u8>,

@@ -58,8 +58,7 @@ fn plain_load<G: Gate, const N: usize>(vcpu: &mut Vcpu, op: &Op) -> Step {
     G::check(vcpu)?;
     let linear = vcpu.linear(op, N as u64, false)?;
     check_alignment(vcpu, op, linear)?;
-    let bytes = vcpu.load_block::<N>(linear).map_err(|trap| stack_error(op, trap))?;
-    vcpu.fpu.bounce[..N].copy_from_slice(&bytes);
+    vcpu.load_block::<N>(linear, |fpu| &mut fpu.bounce).map_err(|trap| stack_error(op, trap))?;
     vcpu.regs[usize::from(op.r2 & 31)] = call(op.imm, &mut vcpu.fpu, 0, 0);
     Ok(())
 }
@@ -148,7 +147,7 @@ pub(super) fn check_alignment(vcpu: &Vcpu, op: &Op, linear: u64) -> Step {
 pub(super) fn load_operand(vcpu: &mut Vcpu, op: &Op, linear: u64) -> Step {
     macro_rules! block {
         ($n:literal) => {
-            vcpu.load_block::<$n>(linear).map(|bytes| vcpu.fpu.bounce[..$n].copy_from_slice(&bytes))
+            vcpu.load_block::<$n>(linear, |fpu| &mut fpu.bounce)
         };
     }
     match op.osize {

@@ -2,13 +2,17 @@
 
 use std::sync::Arc;
 
+use iced_x86::CpuidFeature;
 use memory::{GuestMemory, MemoryOptions};
-use platform::x86::{VcpuState, cr0, cr4, efer, seg};
+use platform::x86::{Segment, VcpuState, cr0, cr4, efer, seg};
 
-use crate::decode::{self, Mode};
+use crate::decode::{self, Flow, Mode, Op};
 use crate::features::Placement;
 use crate::testing::World;
 use crate::{Events, Features, SharedCpus, Step, Vcpu};
+
+/// Two megabytes of [`Bench::paged`].
+pub(in crate::interp) const SPARSE: u64 = 0x40_0000;
 
 /// A vCPU to run single instructions on.
 pub(in crate::interp) struct Bench {
@@ -44,14 +48,85 @@ impl Bench {
         Self { vcpu, memory, mode: Mode::long64() }
     }
 
+    /// As [`Bench::new`] with paging: identity-mapped, but of [`SPARSE`] only every other page is there, from the first on.
+    pub(in crate::interp) fn paged() -> Self {
+        const TABLES: u64 = 0x10000;
+        let mut bench = Self::new();
+        let entry = |at: u64, value: u64| bench.memory.write(at, &value.to_le_bytes()).expect("guest memory");
+        entry(TABLES, TABLES + 0x1000 + 7);
+        entry(TABLES + 0x1000, TABLES + 0x2000 + 7);
+        for i in 0..8 {
+            entry(TABLES + 0x2000 + 8 * i, i << 21 | 0xe7);
+        }
+        entry(TABLES + 0x2000 + 8 * (SPARSE >> 21), TABLES + 0x3000 + 7);
+        for i in 0..512 {
+            entry(TABLES + 0x3000 + 8 * i, if i & 1 == 0 { (SPARSE + (i << 12)) | 0x67 } else { 0 });
+        }
+        let mut state = bench.vcpu.state();
+        state.cr0 |= cr0::PG;
+        state.cr3 = TABLES;
+        state.cr4 |= cr4::PAE;
+        bench.vcpu.set_state(&state);
+        bench
+    }
+
+    /// Flat 32-bit protected mode.
+    pub(in crate::interp) fn protected() -> Self {
+        let mut bench = Self::new();
+        let mut state = bench.vcpu.state();
+        state.efer = 0;
+        state.segments[seg::CS].access = 0xc09b;
+        state.segments[seg::CS].selector = 0x8;
+        state.segments[seg::DS].selector = 0x10;
+        bench.vcpu.set_state(&state);
+        bench.mode = bench.vcpu.mode;
+        bench
+    }
+
+    /// Real mode, all segments 0 but for CS = 0x100.
+    pub(in crate::interp) fn real() -> Self {
+        let mut bench = Self::new();
+        let mut state = bench.vcpu.state();
+        state.efer = 0;
+        state.cr0 &= !cr0::PE;
+        state.segments = [Segment::real(0); 6];
+        state.segments[seg::CS] = Segment::real(0x100);
+        bench.vcpu.set_state(&state);
+        bench.mode = bench.vcpu.mode;
+        bench
+    }
+
+    /// Bytes of guest memory.
+    pub(in crate::interp) fn bytes<const N: usize>(&self, gpa: u64) -> [u8; N] {
+        let mut bytes = [0; N];
+        self.memory.read(gpa, &mut bytes).expect("guest memory");
+        bytes
+    }
+
+    /// Puts bytes into guest memory.
+    pub(in crate::interp) fn put(&self, gpa: u64, bytes: &[u8]) {
+        self.memory.write(gpa, bytes).expect("guest memory");
+    }
+
+    /// Whether the guest, and so the host, has all of `features`.
+    pub(in crate::interp) fn has(&mut self, features: &[CpuidFeature]) -> bool {
+        let model = self.vcpu.features.clone();
+        self.vcpu.host_alu.features.all(features, &model)
+    }
+
+    /// Decodes an instruction.
+    pub(in crate::interp) fn decode(&mut self, bytes: &[u8]) -> (Op, Flow) {
+        let features = self.vcpu.features.clone();
+        let decoded = decode::decode_one(bytes, self.mode, &features, &mut self.vcpu.host_alu);
+        decoded.expect("a whole instruction")
+    }
+
     /// Decodes an instruction and runs it at the current RIP.
     pub(in crate::interp) fn run(&mut self, bytes: &[u8]) -> Step {
-        let features = self.vcpu.features.clone();
         if self.vcpu.host_alu.make_room() {
             self.vcpu.cache = crate::cache::BlockCache::new();
         }
-        let decoded = decode::decode_one(bytes, self.mode, &features, &mut self.vcpu.host_alu);
-        let (op, _) = decoded.expect("a whole instruction");
+        let (op, _) = self.decode(bytes);
         self.vcpu.regs[crate::state::RIP] += u64::from(op.len);
         let result = (op.run)(&mut self.vcpu, &op);
         if result.is_err() {
