@@ -41,7 +41,8 @@ fn masked_control(pair: &mut Pair) {
 #[test]
 fn x87_environment() {
     // The pointers are addresses.
-    let (wide, narrow) = (&[12..28][..], &[6..14][..]);
+    let pointers = |range: Range<usize>| [range];
+    let (wide, narrow) = (&pointers(12..28), &pointers(6..14));
     check(11, &[0xd9, 0x36], wide, |_| {});
     check(12, &[0x66, 0xd9, 0x36], narrow, |_| {});
     check(13, &[0xdd, 0x36], wide, |_| {});
