@@ -1,7 +1,11 @@
 //! Which pages hold code that a CPU engine has decoded, and what of it is still valid.
 #![allow(unsafe_code)]
 
+use std::alloc::{Layout, alloc_zeroed};
+use std::ptr;
 use std::sync::atomic::{AtomicU32, Ordering};
+
+use rustix::io::Errno;
 
 use crate::PAGE_SIZE;
 
@@ -24,14 +28,13 @@ pub struct PageMap {
 const CODE: u32 = 1;
 
 impl PageMap {
-    pub(crate) fn new(low_size: u64, high_base: u64, high_size: u64) -> Self {
+    /// # Errors
+    /// The host has no memory for it: it takes a thousandth of the RAM's size in addresses, which a host that does not
+    /// overcommit refuses for very large guests.
+    pub(crate) fn new(low_size: u64, high_base: u64, high_size: u64) -> Result<Self, Errno> {
         let low = (low_size / PAGE_SIZE) as usize;
         let count = low + (high_size / PAGE_SIZE) as usize;
-        // Zeroed u32s come from the kernel as untouched zero pages; building AtomicU32s one by one would touch them all.
-        let words = Box::into_raw(vec![0u32; count].into_boxed_slice());
-        // SAFETY: AtomicU32 has the size, alignment and bit validity of u32, and the box is owned here alone.
-        let words = unsafe { Box::from_raw(words as *mut [AtomicU32]) };
-        Self { words, high: (low, high_base / PAGE_SIZE) }
+        Ok(Self { words: zeroes(count)?, high: (low, high_base / PAGE_SIZE) })
     }
 
     /// The word of the page that holds guest-physical address `gpa`, or `None` outside RAM.
@@ -91,13 +94,29 @@ impl PageMap {
     }
 }
 
+/// `count` zeroes in pages that the kernel has not touched yet.
+fn zeroes(count: usize) -> Result<Box<[AtomicU32]>, Errno> {
+    if count == 0 {
+        return Ok(Box::default());
+    }
+    let layout = Layout::array::<AtomicU32>(count).map_err(|_| Errno::NOMEM)?;
+    // SAFETY: the layout is not empty.
+    let start = unsafe { alloc_zeroed(layout) }.cast::<AtomicU32>();
+    if start.is_null() {
+        return Err(Errno::NOMEM);
+    }
+    // SAFETY: the memory has the layout of the slice, comes from the global allocator, is owned here alone, and zero is a
+    // valid AtomicU32.
+    Ok(unsafe { Box::from_raw(ptr::slice_from_raw_parts_mut(start, count)) })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn a_write_ends_the_validity_of_decoded_code() {
-        let map = PageMap::new(0x4000, 4 << 30, 0x2000);
+        let map = PageMap::new(0x4000, 4 << 30, 0x2000).unwrap();
         let tag = map.mark_code(0x1234).unwrap();
         assert!(map.holds_code(0x1fff) && map.is_current(0x1000, tag));
         assert!(!map.note_write(0x2000, 8), "another page");
@@ -109,8 +128,13 @@ mod tests {
     }
 
     #[test]
+    fn a_map_that_the_host_has_no_memory_for_is_an_error() {
+        assert!(PageMap::new(u64::MAX, 0, 0).is_err());
+    }
+
+    #[test]
     fn knows_both_pieces_and_nothing_else() {
-        let map = PageMap::new(0x4000, 4 << 30, 0x2000);
+        let map = PageMap::new(0x4000, 4 << 30, 0x2000).unwrap();
         assert!(map.mark_code((4 << 30) + 0x1fff).is_some());
         assert!(map.mark_code((4 << 30) + 0x2000).is_none());
         assert!(map.mark_code(0x4000).is_none());

@@ -128,7 +128,7 @@ impl GuestMemory {
                 map.wire(start, len).map_err(host("lock (-S; see `ulimit -l`)"))?;
             }
         }
-        let pages = PageMap::new(low, HIGH_MEMORY_BASE, high);
+        let pages = PageMap::new(low, HIGH_MEMORY_BASE, high).map_err(host("keep books of"))?;
         Ok(Self(Arc::new(Inner { map, fd, low, high, pages })))
     }
 
