@@ -48,7 +48,8 @@ mod event {
     pub(super) const RTC: u16 = 1 << 10;
     pub(super) const WAKE: u16 = 1 << 15;
     pub(super) const CLEARABLE: u16 = WAKE | RTC | SLEEP_BUTTON | POWER_BUTTON | BUS_MASTER;
-    pub(super) const ENABLES: u16 = POWER_BUTTON | GLOBAL;
+    // RTC is kept although no RTC event ever comes: Linux reads it back and reports an error where it is not kept.
+    pub(super) const ENABLES: u16 = POWER_BUTTON | GLOBAL | RTC;
 }
 
 /// PM1 control.

@@ -102,6 +102,19 @@ impl VirtioContext {
         })
     }
 
+    /// Gives every chain of a queue to `take`, then lets the driver notify of the next one; ends when there is none.
+    pub fn drain(&self, queue: &Arc<VirtQueue>, mut take: impl FnMut(Chain)) {
+        loop {
+            queue.suppress_notifications();
+            while let Some(chain) = self.pop(queue) {
+                take(chain);
+            }
+            if !queue.enable_notifications() {
+                return;
+            }
+        }
+    }
+
     /// Stops a queue whose driver broke the protocol, and tells a modern driver that the device needs a reset.
     pub fn fail(&self, queue: &VirtQueue, why: &QueueError) {
         queue.set_broken();

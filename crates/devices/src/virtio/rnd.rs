@@ -60,10 +60,10 @@ impl Rnd {
 /// Fills all buffers that wait.
 fn serve(context: &VirtioContext, source: &mut dyn Read) {
     let Some(queue) = context.queue(0) else { return };
-    while let Some(chain) = context.pop(queue) {
+    context.drain(queue, |chain| {
         let written = fill(context, &chain, source);
         context.complete(chain, written);
-    }
+    });
 }
 
 /// Fills one request; returns how many bytes it got.

@@ -62,19 +62,14 @@ impl Blk {
     /// Submits all requests of a queue but the last, which is returned.
     fn take_all(&self, queue: &Arc<VirtQueue>) -> Option<Request> {
         let mut last: Option<Request> = None;
-        loop {
-            queue.suppress_notifications();
-            while let Some(chain) = self.context.pop(queue) {
-                if let Some(next) = self.begin(chain)
-                    && let Some(previous) = last.replace(next)
-                {
-                    self.disk.submit(previous);
-                }
+        self.context.drain(queue, |chain| {
+            if let Some(next) = self.begin(chain)
+                && let Some(previous) = last.replace(next)
+            {
+                self.disk.submit(previous);
             }
-            if !queue.enable_notifications() {
-                return last;
-            }
-        }
+        });
+        last
     }
 
     /// Answers a request, or makes it one for the back end.

@@ -39,6 +39,26 @@ fn fills_what_is_writable_and_nothing_else() {
 }
 
 #[test]
+fn asks_to_be_told_of_the_next_request() {
+    let board = board();
+    let mut guest = board.virtio(5, true);
+    guest.negotiate(super::super::feature::EVENT_IDX);
+    let mut queue = guest.open_queue(0, RINGS);
+    guest.driver_ok();
+    for round in 1..4 {
+        queue.push(&[Buffer::writable(DATA, 8)]);
+        guest.notify(0);
+        queue.wait_used();
+        // A driver kicks only for the index that the device asked for.
+        let deadline = std::time::Instant::now() + PATIENCE;
+        while queue.available_event() != round {
+            assert!(std::time::Instant::now() < deadline, "the device never asked for buffer {round}");
+            std::thread::yield_now();
+        }
+    }
+}
+
+#[test]
 fn a_greedy_request_gets_a_part() {
     let board = board();
     let mut guest = board.virtio(5, true);
