@@ -118,7 +118,7 @@ impl Vcpu {
     }
 
     /// Translates without side effects and without permission checks, for debuggers.
-    pub(crate) fn translate_quietly(&mut self, linear: u64) -> Option<u64> {
+    pub fn translate_quietly(&mut self, linear: u64) -> Option<u64> {
         let saved = self.fault_address;
         let mut path = Path::default();
         let leaf = if !self.paging() {
