@@ -28,6 +28,8 @@ const MAX_CPUS: u32 = 254;
 const MAX_NAME: usize = 229;
 /// I/O APIC inputs, from the last one down, that HPET timers can be routed to and PCI cannot.
 const HPET_PINS: u32 = 4;
+/// Edge/level control of the 8259 pair.
+const ELCR_PORTS: [u64; 2] = [0x4d0, 0x4d1];
 /// How long output to the terminal may take to drain at the end.
 const DRAIN: Duration = Duration::from_secs(2);
 
@@ -94,7 +96,7 @@ impl Board {
             vm.chips.ioapic(),
         ));
         let pci = PciHost::new(PciHostOptions {
-            ports,
+            ports: ports.clone(),
             memory: mmio,
             msi: vm.chips.msi(),
             router,
@@ -113,6 +115,7 @@ impl Board {
                 .map_err(|source| device_error(function.address, &function.device, source))?;
         }
         pci.finish()?;
+        set_level_triggered(&options.ports, pci.router().level_triggered_irqs() | 1 << isa::SCI_IRQ);
         Ok(Self { name, layout, memory, vcpus: vm.vcpus, pci, lpc, isa, serial, _time: time, _chips: vm.chips })
     }
 
@@ -142,6 +145,13 @@ impl PowerButton for Button {
     }
     fn press(&self) {
         self.0.press_power_button();
+    }
+}
+
+/// Tells the 8259 pair which IRQs are level-triggered, as firmware would, by its edge/level registers.
+fn set_level_triggered(ports: &Bus, irqs: u16) {
+    for (port, byte) in ELCR_PORTS.into_iter().zip(irqs.to_le_bytes()) {
+        ports.write(port, AccessSize::Byte, byte.into());
     }
 }
 

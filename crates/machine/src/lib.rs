@@ -36,6 +36,7 @@ pub enum Ending {
 /// Builds and runs the VM that `config` describes; returns when it has ended.
 pub fn run_vm(config: &Config) -> Ending {
     process::guard_terminal();
+    process::log_to_stderr();
     match try_run(config) {
         Ok(event) => match power::exit_code(event) {
             Some(code) => Ending::Exit(Exit::with_stderr(code, "")),

@@ -35,6 +35,28 @@ extern "C" fn on_fatal_signal(_: libc::c_int) {
     restore_terminals();
 }
 
+/// Prints warnings of the parts on standard error.
+struct Log;
+
+impl log::Log for Log {
+    fn enabled(&self, metadata: &log::Metadata<'_>) -> bool {
+        metadata.level() <= log::Level::Warn
+    }
+    fn log(&self, record: &log::Record<'_>) {
+        if self.enabled(record.metadata()) {
+            eprintln!("bhyve: {}", record.args());
+        }
+    }
+    fn flush(&self) {}
+}
+
+/// Sends warnings to standard error. A second call changes nothing.
+pub(crate) fn log_to_stderr() {
+    if log::set_logger(&Log).is_ok() {
+        log::set_max_level(log::LevelFilter::Warn);
+    }
+}
+
 /// What SIGTERM does while the guest listens to its power button.
 pub(crate) trait PowerButton: Send + Sync {
     /// Whether the guest has enabled ACPI.

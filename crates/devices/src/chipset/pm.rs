@@ -289,7 +289,7 @@ mod tests {
     fn power_button_needs_acpi() {
         let b = bench();
         b.outw(offset::ENABLE, 0xffff);
-        assert_eq!(b.inw(offset::ENABLE), event::POWER_BUTTON | event::GLOBAL);
+        assert_eq!(b.inw(offset::ENABLE), event::ENABLES);
         assert!(!b.pm.press_power_button() && !b.pm.acpi_enabled());
         b.smi.outb(0, ACPI_ENABLE);
         assert!(b.pm.acpi_enabled());
