@@ -40,12 +40,18 @@ struct Line {
 impl IrqRouter {
     /// A router in front of the two chips.
     pub fn new(pic: &Arc<Pic>, ioapic: &Arc<IoApic>) -> Self {
+        Self::over(pic.clone(), ioapic.clone(), ioapic.pins())
+    }
+
+    /// A router in front of chips that live elsewhere: the 16 inputs of an 8259 pair, and an I/O APIC with `pins` pins.
+    pub fn over(pic: Arc<dyn IrqSink>, ioapic: Arc<dyn IrqSink>, pins: u32) -> Self {
         let inputs = |sink: Arc<dyn IrqSink>, count| -> Vec<_> {
             (0..count).map(|input| SharedLine::new(vec![IrqLine::new(sink.clone(), input)])).collect()
         };
-        let pic_inputs = inputs(pic.clone(), PIC_INPUTS);
-        let pins = inputs(ioapic.clone(), ioapic.pins());
-        let lines = (0..ioapic.pins().max(PIC_INPUTS)).map(|line| {
+        let lines = pins.max(PIC_INPUTS);
+        let pic_inputs = inputs(pic, PIC_INPUTS);
+        let pins = inputs(ioapic, pins);
+        let lines = (0..lines).map(|line| {
             let pic_input = pic_inputs.get(line as usize).filter(|_| line != CASCADE);
             let pin = if line == 0 { TIMER_PIN } else { line };
             let pin = pins.get(pin as usize);

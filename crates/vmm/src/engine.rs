@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use cpu::features::Placement;
 use memory::GuestMemory;
 use platform::time::SharedTime;
 use platform::x86::VcpuState;
@@ -40,6 +41,12 @@ impl CpuLayout {
         let (thread, rest) = (index % self.threads, index / self.threads);
         let (core, socket) = (rest % self.cores, rest / self.cores);
         thread | core << bits(self.threads) | socket << (bits(self.threads) + bits(self.cores))
+    }
+
+    /// Where vCPU `index` sits, for its CPUID.
+    pub(crate) fn placement(&self, index: u32) -> Placement {
+        let Self { sockets, cores, threads, x2apic, .. } = *self;
+        Placement { apic_id: self.apic_id(index), sockets, cores, threads, x2apic }
     }
 }
 

@@ -12,6 +12,7 @@ pub mod kvm;
 pub mod policy;
 pub mod select;
 pub mod soft;
+mod sources;
 pub mod time;
 
 pub use engine::{EngineError, EngineKind, InterruptChips, Vcpu, VcpuExit, VcpuHandle, Vm, VmOptions};

@@ -1,27 +1,76 @@
-//! The KVM engine.
+//! The KVM engine: vCPUs on the host's hardware virtualisation, interrupt chips in the kernel.
+//!
+//! | module        | what happens there                                                     |
+//! |---------------|------------------------------------------------------------------------|
+//! | [`host`]      | whether KVM can be used here                                           |
+//! | `kernel`      | the VM in the kernel: memory, chips, routes                            |
+//! | `chips`       | interrupt lines and messages on their way to the kernel's chips        |
+//! | `vcpu`        | runs a vCPU and serves its exits                                       |
+//! | `outside`     | where exits go: buses and policy                                       |
+//! | `registers`   | between the kernel's register structures and neutral state             |
+//! | `vectors`     | the vector registers                                                   |
+//! | `fallback`    | executes, with our own CPU, instructions that KVM gives up on          |
+//! | `kick`        | stops a vCPU from another thread                                       |
+
+pub mod host;
+
+#[cfg(target_arch = "x86_64")]
+mod chips;
+#[cfg(target_arch = "x86_64")]
+mod cpuid;
+#[cfg(target_arch = "x86_64")]
+mod fallback;
+#[cfg(target_arch = "x86_64")]
+mod kernel;
+#[cfg(target_arch = "x86_64")]
+mod kick;
+#[cfg(target_arch = "x86_64")]
+mod outside;
+#[cfg(target_arch = "x86_64")]
+mod registers;
+#[cfg(target_arch = "x86_64")]
+mod vcpu;
+#[cfg(target_arch = "x86_64")]
+mod vectors;
+
+pub use host::{hardware, probe};
 
 use crate::engine::{EngineError, Vm, VmOptions};
 
-/// Whether the host's processor offers VT-x or SVM to this system.
+/// Makes a VM run by KVM.
 ///
 /// # Errors
-/// Why not, in words.
-pub fn hardware() -> Result<(), String> {
-    Err("the host's processor offers neither VT-x nor SVM".into())
+/// KVM cannot be used here, or refused something.
+#[cfg(target_arch = "x86_64")]
+pub fn create(options: &VmOptions) -> Result<Vm, EngineError> {
+    use std::sync::Arc;
+
+    use crate::engine::{EngineKind, Vcpu};
+
+    let kvm = host::open().map_err(|why| EngineError::NoKvm { why })?;
+    let vm = Arc::new(kernel::KernelVm::new(&kvm, options)?);
+    let chips = Arc::new(chips::KvmChips::new(&vm)?);
+    let supported = cpuid::Supported::read(&kvm)?;
+    let shared = Arc::new(cpu::SharedCpus::default());
+    let vcpus = (0..options.layout.cpus).map(|index| {
+        let vcpu = vcpu::KvmVcpu::new(index, &vm, options, &supported, shared.clone())?;
+        Ok(Box::new(vcpu) as Box<dyn Vcpu>)
+    });
+    Ok(Vm { kind: EngineKind::Kvm, vcpus: vcpus.collect::<Result<_, EngineError>>()?, chips })
 }
 
-/// Whether /dev/kvm can be used.
+/// There is no KVM for x86 guests on this host.
 ///
 /// # Errors
-/// Why not, and what to do.
-pub fn probe() -> Result<(), String> {
-    Err("not available in this build yet".into())
+/// Always.
+#[cfg(not(target_arch = "x86_64"))]
+pub fn create(_: &VmOptions) -> Result<Vm, EngineError> {
+    Err(EngineError::NoKvm { why: "the host's processor is not an x86-64 one".into() })
 }
 
-/// Makes a VM.
-///
-/// # Errors
-/// KVM refused something.
-pub fn create(_options: &VmOptions) -> Result<Vm, EngineError> {
-    Err(EngineError::NoKvm { why: "not available in this build yet".into() })
+/// The error of a refused ioctl.
+#[cfg(target_arch = "x86_64")]
+fn refused(what: impl Into<String>) -> impl FnOnce(kvm_ioctls::Error) -> EngineError {
+    let what = what.into();
+    move |error| EngineError::Host { what, source: std::io::Error::from_raw_os_error(error.errno()) }
 }

@@ -6,13 +6,13 @@ mod tsc;
 
 use std::sync::Arc;
 
-use cpu::features::Placement;
 use cpu::{Events, Exit, Features, SharedCpus};
 use irqchip::{ChipOptions, CpuPins, CpuWiring, SoftIrqChip};
 use platform::x86::{Activity, VcpuState};
 use platform::{IrqLine, IrqSink, MsiSink, Persist};
 
 use crate::engine::{EngineError, EngineKind, InterruptChips, Vcpu, VcpuExit, VcpuHandle, Vm, VmOptions};
+use crate::sources::Sources;
 use environment::CpuEnvironment;
 use halt::HaltWatch;
 use tsc::HostTsc;
@@ -21,6 +21,9 @@ use cpu::event_bits as bit;
 
 /// Everything that ends a vCPU's sleep.
 const WAKE: u32 = bit::INTERRUPT | bit::NMI | bit::INIT | bit::STARTUP | bit::STOP;
+
+/// bhyve's number of I/O APIC inputs.
+const IOAPIC_PINS: u32 = 32;
 
 /// Makes a VM run by the software CPU.
 ///
@@ -35,14 +38,16 @@ pub fn create(options: &VmOptions) -> Result<Vm, EngineError> {
         pins: Arc::new(Pins(events.clone())),
         tsc: tsc.clone(),
     });
-    let chip = SoftIrqChip::new(wiring.collect(), ChipOptions::default(), options.time.clone());
+    let physical_bits = Features::host(options.layout.placement(0)).physical_bits;
+    let chip_options = ChipOptions { ioapic_pins: IOAPIC_PINS, physical_bits, ..ChipOptions::default() };
+    let chip = SoftIrqChip::new(wiring.collect(), chip_options, options.time.clone());
     chip.map(&options.ports, &options.mmio)?;
     let chips = Arc::new(SoftChips::new(chip));
 
     let shared = Arc::new(SharedCpus::default());
     let halt = Arc::new(HaltWatch::new(cpus, options.power.clone()));
     let vcpus = (0..cpus).zip(&events).map(|(index, events)| {
-        let features = Arc::new(Features::host(placement(options, index)));
+        let features = Arc::new(Features::host(options.layout.placement(index)));
         let apic = chips.chip.local_apics()[index as usize].clone();
         let env = Arc::new(CpuEnvironment::new(index, apic, options, tsc.clone()));
         let mut vcpu = cpu::Vcpu::new(options.memory.clone(), env, events.clone(), shared.clone(), features);
@@ -52,17 +57,6 @@ pub fn create(options: &VmOptions) -> Result<Vm, EngineError> {
         Box::new(SoftVcpu { index, vcpu, events: events.clone(), halt: halt.clone() }) as Box<dyn Vcpu>
     });
     Ok(Vm { kind: EngineKind::Soft, vcpus: vcpus.collect(), chips: chips.clone() })
-}
-
-fn placement(options: &VmOptions, index: u32) -> Placement {
-    let layout = &options.layout;
-    Placement {
-        apic_id: layout.apic_id(index),
-        sockets: layout.sockets,
-        cores: layout.cores,
-        threads: layout.threads,
-        x2apic: layout.x2apic,
-    }
 }
 
 struct SoftVcpu {
@@ -139,8 +133,8 @@ struct SoftChips {
 impl SoftChips {
     fn new(chip: SoftIrqChip) -> Self {
         let router = chip.router();
-        let pic = Arc::new(Sources((0..16).map(|n| router.pic_source(n)).collect()));
-        let ioapic = Arc::new(Sources((0..chip.ioapic().pins()).map(|n| router.ioapic_source(n)).collect()));
+        let (pic, ioapic) = (Sources::pic(router), Sources::ioapic(router, chip.ioapic().pins()));
+        let (pic, ioapic) = (Arc::new(pic), Arc::new(ioapic));
         Self { chip, pic, ioapic }
     }
 }
@@ -163,16 +157,5 @@ impl InterruptChips for SoftChips {
     }
     fn persistent(&self) -> Vec<(String, Arc<dyn Persist>)> {
         self.chip.persistent()
-    }
-}
-
-/// One line per input.
-struct Sources(Vec<Option<IrqLine>>);
-
-impl IrqSink for Sources {
-    fn set_level(&self, line: u32, asserted: bool) {
-        if let Some(Some(source)) = self.0.get(line as usize) {
-            source.set(asserted);
-        }
     }
 }
