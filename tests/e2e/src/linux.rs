@@ -1,0 +1,190 @@
+//! The Debian guests of `cargo xtask guest all` and their shell.
+
+use std::ops::{Deref, DerefMut};
+use std::path::{Path, PathBuf};
+use std::sync::{Condvar, Mutex, PoisonError};
+
+use crate::{Bhyve, Vm, files};
+
+/// The prompt of the guest's shell.
+pub const PROMPT: &str = "/ # ";
+
+/// Guests that run at the same time at most: they are heavy, and a starved guest tells little.
+const AT_ONCE: usize = 2;
+
+static RUNNING: Mutex<usize> = Mutex::new(0);
+static ENDED: Condvar = Condvar::new();
+
+/// The right to run a guest.
+struct Permit(());
+
+impl Permit {
+    fn wait() -> Self {
+        let mut running = RUNNING.lock().unwrap_or_else(PoisonError::into_inner);
+        while *running >= AT_ONCE {
+            running = ENDED.wait(running).unwrap_or_else(PoisonError::into_inner);
+        }
+        *running += 1;
+        Self(())
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        *RUNNING.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
+        ENDED.notify_one();
+    }
+}
+
+/// A Debian guest and the machine it gets.
+pub struct Linux {
+    arch: &'static str,
+    cpus: u32,
+    memory: &'static str,
+    words: String,
+    disk: Option<String>,
+}
+
+impl Linux {
+    /// The cloud kernel for amd64.
+    pub fn amd64() -> Self {
+        Self { arch: "amd64", cpus: 1, memory: "512M", words: "console=ttyS0".into(), disk: None }
+    }
+
+    /// The 686-pae kernel.
+    pub fn i386() -> Self {
+        Self { arch: "i386", ..Self::amd64() }
+    }
+
+    /// Number of vCPUs; one otherwise.
+    #[must_use]
+    pub fn cpus(mut self, cpus: u32) -> Self {
+        self.cpus = cpus;
+        self
+    }
+
+    /// Size of RAM; 512 MB otherwise.
+    #[must_use]
+    pub fn memory(mut self, memory: &'static str) -> Self {
+        self.memory = memory;
+        self
+    }
+
+    /// More words for the kernel's command line.
+    #[must_use]
+    pub fn words(mut self, words: &str) -> Self {
+        self.words = format!("{} {words}", self.words);
+        self
+    }
+
+    /// Gives it `disk`, with more options behind commas.
+    #[must_use]
+    pub fn disk(mut self, disk: &Path, options: &str) -> Self {
+        self.disk = Some(format!("4,virtio-blk,{}{options}", disk.display()));
+        self
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        files::guest_file(&name.replace("ARCH", self.arch))
+    }
+
+    /// Starts it, when not too many others run.
+    ///
+    /// # Panics
+    /// The program or the guest's files are missing.
+    pub fn start(&self) -> Guest {
+        let (cpus, cmdline) = (self.cpus.to_string(), format!("kernel.cmdline={}", self.words));
+        let kernel = format!("kernel.image={}", self.file("kernel-ARCH/vmlinuz").display());
+        let initrd = format!("kernel.initrd={}", self.file("initramfs-ARCH.cpio.gz").display());
+        let mut args = vec!["-A", "-H", "-P", "-c", &cpus, "-m", self.memory, "-l", "com1,stdio"];
+        for slot in ["0,hostbridge", "31,lpc", "5,virtio-rnd"] {
+            args.extend(["-s", slot]);
+        }
+        if let Some(disk) = &self.disk {
+            args.extend(["-s", disk]);
+        }
+        for key in [&kernel, &initrd, &cmdline] {
+            args.extend(["-o", key]);
+        }
+        Guest::start(&Bhyve::new(args).arg("linux"))
+    }
+
+    /// Starts it and waits for the prompt of its shell.
+    ///
+    /// # Panics
+    /// Something is missing, or the prompt does not come.
+    pub fn boot(&self) -> Guest {
+        let mut guest = self.start();
+        guest.wait_for(PROMPT);
+        println!("{} with {} CPUs: shell after {:.1} s", self.arch, self.cpus, guest.age().as_secs_f64());
+        guest
+    }
+}
+
+/// A running guest; a [`Vm`] that counts among those that run.
+pub struct Guest {
+    vm: Vm,
+    _permit: Permit,
+}
+
+impl Guest {
+    /// Starts `bhyve` when not too many other guests run.
+    ///
+    /// # Panics
+    /// It does not start.
+    pub fn start(bhyve: &Bhyve) -> Self {
+        let permit = Permit::wait();
+        Self { vm: bhyve.start(), _permit: permit }
+    }
+
+    /// Runs `command` in the guest's shell; returns what it printed and its exit status.
+    ///
+    /// # Panics
+    /// It does not end.
+    pub fn shell_status(&mut self, command: &str) -> (String, i32) {
+        // The echo of the command must not look like the end of its output.
+        self.send(&format!("{command}; echo \"STATUS\"\"=$?\"\n"));
+        let mut output = self.wait_for("STATUS=");
+        let status = self.wait_for("\n");
+        self.wait_for(PROMPT);
+        output.truncate(output.len() - "STATUS=".len());
+        let output = output.split_once('\n').map(|(_echo, output)| output.to_owned()).unwrap_or_default();
+        let status = status.trim().parse().unwrap_or_else(|_| self.fail(&format!("{status:?} is no exit status")));
+        (output, status)
+    }
+
+    /// Runs `command` in the guest's shell, which must succeed; returns what it printed.
+    ///
+    /// # Panics
+    /// It fails.
+    pub fn shell(&mut self, command: &str) -> String {
+        let (output, status) = self.shell_status(command);
+        self.check(status == 0, &format!("{command:?} failed in the guest with status {status}"));
+        output
+    }
+
+    /// Waits for the result of the test named by `guest.run=` on the kernel's command line.
+    ///
+    /// # Panics
+    /// It has failed.
+    pub fn expect_success(&mut self) -> String {
+        let output = self.wait_for("GUEST-DONE rc=");
+        let status = self.wait_for("\n");
+        self.check(status.trim() == "0", "the guest's test failed");
+        output
+    }
+}
+
+impl Deref for Guest {
+    type Target = Vm;
+
+    fn deref(&self) -> &Vm {
+        &self.vm
+    }
+}
+
+impl DerefMut for Guest {
+    fn deref_mut(&mut self) -> &mut Vm {
+        &mut self.vm
+    }
+}
