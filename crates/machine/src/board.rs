@@ -36,6 +36,8 @@ const DRAIN: Duration = Duration::from_secs(2);
 /// A VM, built but not started.
 pub(crate) struct Board {
     pub(crate) name: String,
+    /// Which engine was chosen, and why, unless the configuration says which.
+    pub(crate) engine: Option<String>,
     pub(crate) layout: CpuLayout,
     pub(crate) memory: GuestMemory,
     pub(crate) vcpus: Vec<Box<dyn Vcpu>>,
@@ -71,9 +73,8 @@ impl Board {
             _ => EngineChoice::Auto,
         };
         let (kind, why) = select::resolve(choice)?;
-        if choice == EngineChoice::Auto {
-            eprintln!("bhyve: engine: {} ({why})", if kind == vmm::EngineKind::Kvm { "KVM" } else { "software CPU" });
-        }
+        let engine = (choice == EngineChoice::Auto)
+            .then(|| format!("{} ({why})", if kind == vmm::EngineKind::Kvm { "KVM" } else { "software CPU" }));
 
         let memory = memory(config)?;
         let time = HostTime::start().map_err(|source| MachineError::Host { what: "start the timer thread", source })?;
@@ -116,7 +117,7 @@ impl Board {
         }
         pci.finish()?;
         set_level_triggered(&options.ports, pci.router().level_triggered_irqs() | 1 << isa::SCI_IRQ);
-        Ok(Self { name, layout, memory, vcpus: vm.vcpus, pci, lpc, isa, serial, _time: time, _chips: vm.chips })
+        Ok(Self { name, engine, layout, memory, vcpus: vm.vcpus, pci, lpc, isa, serial, _time: time, _chips: vm.chips })
     }
 
     /// What SIGTERM presses.

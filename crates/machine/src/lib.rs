@@ -52,13 +52,17 @@ pub fn restore_terminal() {
 }
 
 fn try_run(config: &Config) -> Result<PowerEvent, MachineError> {
+    let signals = process::handle_signals().map_err(|source| MachineError::Host { what: "handle signals", source })?;
     let power = Arc::new(PowerLatch::default());
     let plan = start::Plan::from_config(config)?;
     let mut board = board::Board::build(config, &power)?;
     start::prepare(&plan, config, &mut board)?;
     process::set_title(&board.name);
-    process::handle_signals(board.power_button())
-        .map_err(|source| MachineError::Host { what: "handle signals", source })?;
+    signals.connect(board.power_button());
+    // Not before everything is known to be in order, so that an error is the only line.
+    if let Some(engine) = &board.engine {
+        eprintln!("bhyve: engine: {engine}");
+    }
     let event = run::run(std::mem::take(&mut board.vcpus), &power, config)?;
     board.finish();
     Ok(event)

@@ -2,7 +2,7 @@
 #![allow(unsafe_code)]
 
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -15,7 +15,7 @@ use backend::tty::restore_terminals;
 pub(crate) fn guard_terminal() {
     for signal in [libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE, libc::SIGABRT] {
         // SAFETY: the structure is plain data, zero is a valid start, and the handler is async-signal-safe: restore_terminals
-        // only calls tcsetattr, and returning runs the faulting instruction again under the default action (SA_RESETHAND).
+        // only calls tcsetattr.
         unsafe {
             let mut action = std::mem::zeroed::<libc::sigaction>();
             action.sa_sigaction = on_fatal_signal as extern "C" fn(libc::c_int) as usize;
@@ -31,8 +31,12 @@ pub(crate) fn guard_terminal() {
     }));
 }
 
-extern "C" fn on_fatal_signal(_: libc::c_int) {
+extern "C" fn on_fatal_signal(signal: libc::c_int) {
     restore_terminals();
+    // The signal may have come from another process: then returning alone would go on as if nothing had happened.
+    // SAFETY: raise(3) is async-signal-safe. The signal takes effect when this handler returns, where the thread was
+    // interrupted, and by its default action (SA_RESETHAND).
+    unsafe { libc::raise(signal) };
 }
 
 /// Prints warnings of the parts on standard error.
@@ -65,16 +69,32 @@ pub(crate) trait PowerButton: Send + Sync {
     fn press(&self);
 }
 
+/// The thread that takes signals.
+pub(crate) struct SignalThread(Arc<OnceLock<Arc<dyn PowerButton>>>);
+
+impl SignalThread {
+    /// From now on SIGTERM presses `button`, if the guest listens to it.
+    pub(crate) fn connect(&self, button: Arc<dyn PowerButton>) {
+        // There is one VM, so this is the first button.
+        let _ = self.0.set(button);
+    }
+}
+
 /// Starts the thread that takes signals: SIGTERM presses the power button once the guest has enabled ACPI; until then, and for
-/// the other signals that end a process, the default action follows after the terminal is restored.
+/// the other signals that end a process, the default action follows after the terminal is restored. To be called before
+/// the terminal is made raw.
 ///
 /// # Errors
 /// The host refused a signal handler or the thread.
-pub(crate) fn handle_signals(button: Arc<dyn PowerButton>) -> io::Result<()> {
+pub(crate) fn handle_signals() -> io::Result<SignalThread> {
     let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP, SIGQUIT])?;
+    let button = Arc::<OnceLock<Arc<dyn PowerButton>>>::default();
+    let thread = SignalThread(button.clone());
     std::thread::Builder::new().name("signals".into()).spawn(move || {
         for signal in signals.forever() {
-            if signal == SIGTERM && button.is_connected() {
+            if signal == SIGTERM
+                && let Some(button) = button.get().filter(|button| button.is_connected())
+            {
                 button.press();
                 continue;
             }
@@ -83,7 +103,7 @@ pub(crate) fn handle_signals(button: Arc<dyn PowerButton>) -> io::Result<()> {
             let _ = emulate_default_handler(signal);
         }
     })?;
-    Ok(())
+    Ok(thread)
 }
 
 /// Makes the process list show `bhyve: NAME` and nothing else as the command line, as front ends expect.
