@@ -47,7 +47,8 @@ fn identity_pae(machine: &Machine, pdpt: u64, flags: u64) {
 }
 
 impl Machine {
-    /// A machine in `paging` with the first 4 GiB mapped one to one, the pages of the first 2 MiB one by one.
+    /// A machine in `paging` with the first 4 GiB mapped one to one, the pages of the first 2 MiB one by one. Of those, ring 3
+    /// has [`at::USER_CODE`], its stack, [`at::DATA`] and everything from [`at::FREE`].
     pub fn paged(engine: vmm::EngineKind, paging: Paging) -> Self {
         if paging == Paging::Long {
             let mut machine = Self::long(engine);
@@ -72,16 +73,21 @@ impl Machine {
         machine
     }
 
-    /// Replaces the first large page by a table of small ones.
+    /// Replaces the first large page by a table of small ones: for ring 0, but for what ring 3 needs and what is free.
     fn split(&mut self, paging: Paging) {
+        let user = [at::USER_CODE, at::USER_STACK & !0xfff, at::DATA];
+        let flags = |page: u64| {
+            let address = page << 12;
+            if address >= at::FREE || user.contains(&address) { pte::ALL } else { pte::P | pte::W }
+        };
         if paging == Paging::Bits32 {
-            for i in 0..1024u32 {
-                self.put32(PT + 4 * u64::from(i), i << 12 | pte::ALL as u32);
+            for i in 0..1024 {
+                self.put32(PT + 4 * i, (i << 12 | flags(i)) as u32);
             }
             self.put32(at::PAGES, (PT | pte::ALL) as u32);
         } else {
             for i in 0..512 {
-                self.put64(PT + 8 * i, i << 12 | pte::ALL);
+                self.put64(PT + 8 * i, i << 12 | flags(i));
             }
             self.put64(PD, PT | pte::ALL);
         }
