@@ -3,6 +3,8 @@
 //! The struct is also the context block of the stubs of [`super::hostalu`]: they reach everything at
 //! fixed offsets from one register, so the layout is `repr(C)` and the offsets are taken with `offset_of!`.
 
+#![cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
+
 /// State-component numbers of the XSAVE feature set (SDM vol. 1, 13.1).
 pub(crate) mod component {
     pub(crate) const X87: u32 = 0;
@@ -56,8 +58,8 @@ pub(crate) struct FpuState {
     /// Stands in for the memory operand of an instruction run by a stub.
     pub(crate) bounce: [u8; 64],
     pub(crate) vectors: [[u8; 64]; 32],
-    /// The x87 part of the guest's state in the form of FXRSTOR64. Instruction and data pointers, MXCSR and the XMM
-    /// registers in it are not the guest's: they hold what the host's FXSAVE64 left there.
+    /// The x87 part of the guest's state in the form of FXRSTOR64, while it is parked. Control and status word, instruction
+    /// and data pointers, MXCSR and XMM registers in it are not the guest's: they hold what the host's FXSAVE64 left there.
     pub(super) legacy: [u8; 512],
     pub(crate) opmasks: [u64; 8],
     /// RFLAGS for and from a stub.
@@ -71,12 +73,19 @@ pub(crate) struct FpuState {
     pub(super) raised: u32,
     /// The host's MXCSR.
     pub(super) host_mxcsr: u32,
+    /// x87 control and status word, wherever the registers are.
+    control: u16,
+    pub(super) status: u16,
+    /// The x87 registers and tags are in the host's registers, not in `legacy`.
+    live: bool,
     /// Last x87 instruction: opcode, offset and selector; its memory operand.
     pub(super) fop: u16,
     pub(super) fcs: u16,
     pub(super) fds: u16,
     pub(super) fip: u64,
     pub(super) fdp: u64,
+    /// What CPUID says about XSAVE areas, once somebody asked.
+    pub(super) model: Option<super::xsave::Model>,
 }
 
 impl Default for FpuState {
@@ -93,11 +102,15 @@ impl Default for FpuState {
             unmasked: 0,
             raised: 0,
             host_mxcsr: mxcsr::RESET,
+            control: 0,
+            status: 0,
+            live: false,
             fop: 0,
             fcs: 0,
             fds: 0,
             fip: 0,
             fdp: 0,
+            model: None,
         };
         state.legacy[image::MXCSR..image::MXCSR + 4].copy_from_slice(&mxcsr::RESET.to_le_bytes());
         state.set_mxcsr(mxcsr::RESET);
@@ -130,54 +143,107 @@ impl FpuState {
         self.mxcsr |= flags & mxcsr::FLAGS;
     }
 
-    fn word(&self, at: usize) -> u16 {
-        u16::from_le_bytes([self.legacy[at], self.legacy[at + 1]])
-    }
-
-    fn set_word(&mut self, at: usize, value: u16) {
-        self.legacy[at..at + 2].copy_from_slice(&value.to_le_bytes());
-    }
-
     /// x87 control word.
+    #[inline]
     pub(crate) fn fcw(&self) -> u16 {
-        self.word(image::FCW)
+        self.control
     }
 
-    /// Sets the control word: bit 6 reads as 1, other reserved bits as 0; ES follows from the masks.
+    /// Sets the control word: bit 6 reads as 1, other reserved bits as 0; ES follows from the masks. No exception may be
+    /// pending if the registers are live.
     pub(crate) fn set_fcw(&mut self, value: u16) {
-        self.set_word(image::FCW, value & 0x1f3f | 0x40);
-        self.set_fsw(self.fsw());
+        self.control = value & 0x1f3f | 0x40;
+        #[cfg(target_arch = "x86_64")]
+        if self.live {
+            super::hostalu::x87::load_control(self);
+        }
+        self.status = self.with_summary(self.status);
     }
 
     /// x87 status word.
     #[inline]
     pub(crate) fn fsw(&self) -> u16 {
-        self.word(image::FSW)
+        self.status
     }
 
     /// Sets the status word; ES and B follow from the flags and the control word's masks.
     pub(crate) fn set_fsw(&mut self, value: u16) {
-        let pending = value & !self.fcw() & fsw::FLAGS != 0;
-        let value = value & !(fsw::ES | fsw::B);
-        self.set_word(image::FSW, if pending { value | fsw::ES | fsw::B } else { value });
+        self.assert_parked();
+        self.status = self.with_summary(value);
+    }
+
+    fn with_summary(&self, status: u16) -> u16 {
+        let pending = status & !self.control & fsw::FLAGS != 0;
+        let status = status & !(fsw::ES | fsw::B);
+        if pending { status | fsw::ES | fsw::B } else { status }
+    }
+
+    /// Moves the x87 registers into the host's, for a stub. What happens to the image from then on is lost.
+    #[inline(always)]
+    pub(super) fn unpark(&mut self) {
+        if !self.live {
+            self.unpark_slow();
+        }
+    }
+
+    /// Parks the registers with the image as FXRSTOR64 wants it.
+    #[inline]
+    pub(super) fn park_whole(&mut self) {
+        self.park();
+        self.legacy[image::FCW..image::FCW + 2].copy_from_slice(&self.control.to_le_bytes());
+        self.legacy[image::FSW..image::FSW + 2].copy_from_slice(&self.status.to_le_bytes());
+    }
+
+    #[cold]
+    fn unpark_slow(&mut self) {
+        self.park_whole();
+        #[cfg(target_arch = "x86_64")]
+        {
+            super::hostalu::x87::load(&self.legacy);
+            self.live = true;
+        }
+    }
+
+    /// Moves the x87 registers back into the image: before anybody looks at it, and before code outside this crate runs,
+    /// which may use the host's.
+    #[inline(always)]
+    pub(crate) fn park(&mut self) {
+        if self.live {
+            self.park_slow();
+        }
+    }
+
+    #[cold]
+    fn park_slow(&mut self) {
+        #[cfg(target_arch = "x86_64")]
+        super::hostalu::x87::save(&mut self.legacy);
+        self.live = false;
+    }
+
+    fn assert_parked(&self) {
+        debug_assert!(!self.live, "x87 registers are looked at while they are in the host's");
     }
 
     /// Abridged tag word.
     pub(crate) fn ftw(&self) -> u8 {
+        self.assert_parked();
         self.legacy[image::FTW]
     }
 
     pub(crate) fn set_ftw(&mut self, value: u8) {
+        self.assert_parked();
         self.legacy[image::FTW] = value;
     }
 
     /// ST(i), 80 bits.
     pub(crate) fn st(&self, i: usize) -> [u8; 10] {
+        self.assert_parked();
         let at = image::ST + 16 * (i & 7);
         std::array::from_fn(|n| self.legacy[at + n])
     }
 
     pub(crate) fn set_st(&mut self, i: usize, value: &[u8; 10]) {
+        self.assert_parked();
         let at = image::ST + 16 * (i & 7);
         self.legacy[at..at + 10].copy_from_slice(value);
         self.legacy[at + 10..at + 16].fill(0);
@@ -314,7 +380,7 @@ impl FpuState {
     /// Components that are not in their initial state: XINUSE.
     pub(crate) fn in_use(&self) -> u64 {
         let any = |registers: &[[u8; 64]], from: usize, to: usize| {
-            registers.iter().any(|register| register[from..to].iter().any(|&byte| byte != 0))
+            registers.iter().any(|register| register[from..to].iter().fold(0, |all, byte| all | byte) != 0)
         };
         let (low, high) = self.vectors.split_at(16);
         let x87_initial = self.fcw() == 0x37f

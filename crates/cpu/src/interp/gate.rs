@@ -1,8 +1,9 @@
 //! What must be enabled before an x87 or SIMD instruction may run (SDM vol. 2, exception classes 1–14; AMD APM vol. 3, 4.1).
+#![cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
 
 use platform::x86::{cr0, cr4, rflags};
 
-use super::fpu::component;
+use super::fpu::{FpuState, component};
 use crate::trap::vector;
 use crate::{Step, Trap, Vcpu};
 
@@ -17,6 +18,9 @@ pub(crate) trait Gate {
     /// # Errors
     /// #UD, #NM or #MF.
     fn check(vcpu: &Vcpu) -> Step;
+    /// Brings the x87 registers to where the stub wants them.
+    #[inline(always)]
+    fn place(_: &mut FpuState) {}
 }
 
 /// Legacy-encoded SSE.
@@ -86,6 +90,10 @@ impl Gate for Mmx {
         }
         pending(vcpu)
     }
+    #[inline(always)]
+    fn place(fpu: &mut FpuState) {
+        fpu.unpark();
+    }
 }
 
 impl Gate for SseMmx {
@@ -94,6 +102,11 @@ impl Gate for SseMmx {
     fn check(vcpu: &Vcpu) -> Step {
         Sse::check(vcpu)?;
         pending(vcpu)
+    }
+    /// The stub may find an unmasked exception, and must then leave no trace.
+    #[inline(always)]
+    fn place(fpu: &mut FpuState) {
+        fpu.park_whole();
     }
 }
 

@@ -36,12 +36,14 @@ impl Vcpu {
     /// Reads a port.
     pub(crate) fn port_in(&mut self, op: &Op, port: u16, size: u8) -> u32 {
         self.note_io_breakpoint(port, size);
+        self.fpu.park();
         self.env.io_read(port, size, self.rip().wrapping_sub(u64::from(op.len)))
     }
 
     /// Writes a port.
     pub(crate) fn port_out(&mut self, op: &Op, port: u16, size: u8, value: u32) {
         self.note_io_breakpoint(port, size);
+        self.fpu.park();
         self.env.io_write(port, size, value, self.rip().wrapping_sub(u64::from(op.len)));
     }
 

@@ -82,6 +82,7 @@ impl Vcpu {
     pub fn run(&mut self) -> Exit {
         self.events.enter_guest();
         let exit = self.run_inside(u64::MAX);
+        self.fpu.park();
         self.events.leave_guest();
         exit.unwrap_or(Exit::Stop)
     }
@@ -92,6 +93,7 @@ impl Vcpu {
         self.events.enter_guest();
         self.attention |= attention::HOST_STEP;
         let exit = self.run_inside(count);
+        self.fpu.park();
         self.attention &= !attention::HOST_STEP;
         self.events.leave_guest();
         exit
@@ -177,6 +179,7 @@ impl Vcpu {
     /// Looks at requests of other threads and at the reasons in `attention`, in the order of SDM vol. 3, table 6-2.
     #[cold]
     fn attend(&mut self) -> Next {
+        self.fpu.park();
         let pending = self.events.pending();
         if pending & event::SYNC_CODE != 0 {
             self.serve_code_sync();

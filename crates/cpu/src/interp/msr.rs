@@ -198,6 +198,7 @@ impl Vcpu {
 fn rdmsr(vcpu: &mut Vcpu, _: &Op) -> Step {
     vcpu.require_cpl0()?;
     let index = vcpu.regs[RCX] as u32;
+    vcpu.fpu.park();
     let value = vcpu.read_own_msr(index).or_else(|| vcpu.env.read_msr(index)).ok_or(Trap::gp(0))?;
     vcpu.regs[RAX] = value & 0xffff_ffff;
     vcpu.regs[RDX] = value >> 32;
@@ -208,6 +209,7 @@ fn wrmsr(vcpu: &mut Vcpu, _: &Op) -> Step {
     vcpu.require_cpl0()?;
     let index = vcpu.regs[RCX] as u32;
     let value = vcpu.regs[RDX] << 32 | vcpu.regs[RAX] & 0xffff_ffff;
+    vcpu.fpu.park();
     match vcpu.write_own_msr(index, value) {
         Some(done) => done,
         None if vcpu.env.write_msr(index, value) => Ok(()),

@@ -95,6 +95,7 @@ fn byte_mask_store<G: Gate>(vcpu: &mut Vcpu, op: &Op) -> Step {
 /// MASKMOVQ.
 fn byte_mask_store_mmx(vcpu: &mut Vcpu, op: &Op) -> Step {
     Mmx::check(vcpu)?;
+    vcpu.fpu.park();
     let linear = vcpu.linear(op, 8, true)?;
     let top = usize::from(vcpu.fpu.fsw() >> 11 & 7);
     let register = |vcpu: &Vcpu, r: u8| vcpu.fpu.st((usize::from(r & 7) + 8 - top) & 7);

@@ -12,14 +12,21 @@ use crate::{Step, Trap, Vcpu};
 /// Exception masks of the control word.
 const MASKS: u16 = 0x3f;
 
+/// Checks, and moves the registers to where they can be looked at.
+fn enter<G: Gate>(vcpu: &mut Vcpu) -> Step {
+    G::check(vcpu)?;
+    vcpu.fpu.park();
+    Ok(())
+}
+
 fn fninit(vcpu: &mut Vcpu, _: &Op) -> Step {
-    X87NoWait::check(vcpu)?;
+    enter::<X87NoWait>(vcpu)?;
     vcpu.fpu.finit();
     Ok(())
 }
 
 fn fnclex(vcpu: &mut Vcpu, _: &Op) -> Step {
-    X87NoWait::check(vcpu)?;
+    enter::<X87NoWait>(vcpu)?;
     // Exception flags, stack fault, ES, B.
     let status = vcpu.fpu.fsw() & 0x7f00;
     vcpu.fpu.set_fsw(status);
@@ -144,7 +151,7 @@ fn load_image(vcpu: &mut Vcpu, op: &Op, bytes: &mut [u8]) -> Step {
 }
 
 fn fnstenv<const WIDE: bool>(vcpu: &mut Vcpu, op: &Op) -> Step {
-    X87NoWait::check(vcpu)?;
+    enter::<X87NoWait>(vcpu)?;
     let mut bytes = Vec::with_capacity(28);
     environment_bytes(environment(vcpu, WIDE), WIDE, &mut bytes);
     store_image(vcpu, op, &bytes)?;
@@ -154,7 +161,7 @@ fn fnstenv<const WIDE: bool>(vcpu: &mut Vcpu, op: &Op) -> Step {
 }
 
 fn fldenv<const WIDE: bool>(vcpu: &mut Vcpu, op: &Op) -> Step {
-    X87::check(vcpu)?;
+    enter::<X87>(vcpu)?;
     let mut bytes = [0; 28];
     let bytes = &mut bytes[..environment_size(WIDE)];
     load_image(vcpu, op, bytes)?;
@@ -163,7 +170,7 @@ fn fldenv<const WIDE: bool>(vcpu: &mut Vcpu, op: &Op) -> Step {
 }
 
 fn fnsave<const WIDE: bool>(vcpu: &mut Vcpu, op: &Op) -> Step {
-    X87NoWait::check(vcpu)?;
+    enter::<X87NoWait>(vcpu)?;
     let mut bytes = Vec::with_capacity(108);
     environment_bytes(environment(vcpu, WIDE), WIDE, &mut bytes);
     (0..8).for_each(|i| bytes.extend_from_slice(&vcpu.fpu.st(i)));
@@ -173,7 +180,7 @@ fn fnsave<const WIDE: bool>(vcpu: &mut Vcpu, op: &Op) -> Step {
 }
 
 fn frstor<const WIDE: bool>(vcpu: &mut Vcpu, op: &Op) -> Step {
-    X87::check(vcpu)?;
+    enter::<X87>(vcpu)?;
     let size = environment_size(WIDE);
     let mut bytes = [0; 108];
     load_image(vcpu, op, &mut bytes[..size + 80])?;

@@ -225,6 +225,7 @@ impl Vcpu {
             return;
         }
         for (offset, len) in bus_pieces(gpa, bytes.len()) {
+            self.fpu.park();
             let value = self.env.mmio_read(gpa + offset as u64, len as u8);
             bytes[offset..offset + len].copy_from_slice(&value.to_le_bytes()[..len]);
         }
@@ -252,6 +253,7 @@ impl Vcpu {
         for (offset, len) in bus_pieces(gpa, bytes.len()) {
             let mut value = [0; 8];
             value[..len].copy_from_slice(&bytes[offset..offset + len]);
+            self.fpu.park();
             self.env.mmio_write(gpa + offset as u64, len as u8, u64::from_le_bytes(value));
         }
     }

@@ -11,6 +11,7 @@
 //! | [`stub`]     | the stub's machine code                                                         |
 //! | [`arena`]    | memory for stubs, writable and executable in two different mappings             |
 //! | [`mask`]     | handlers of instructions whose opmask decides what is touched in memory         |
+//! | [`x87`]      | guest x87 state in the host's registers from one instruction to the next        |
 //! | [`run`]      | all other handlers: checks, memory operand, call, visible effects      |
 //!
 //! No stub can fault: exceptions are masked in MXCSR and looked for in its flags afterwards, x87 exceptions stay pending
@@ -31,6 +32,8 @@ mod run;
 mod stub;
 #[cfg(all(test, target_arch = "x86_64"))]
 mod tests;
+#[cfg(target_arch = "x86_64")]
+pub(super) mod x87;
 
 use crate::decode::{Choice, Decoding};
 

@@ -31,6 +31,9 @@ pub(super) mod detail {
     pub(crate) const LENGTHS: u8 = 1 << 7;
 }
 
+/// Beside the scale in `op.scale` of x87 operations: the CPU notes FDP on unmasked exceptions only (CPUID.07H.0:EBX[6]).
+const FDP_EXCEPTIONS_ONLY: u8 = 1 << 7;
+
 /// MXCSR.MM: AMD's misaligned-SSE mode.
 const MXCSR_MM: u32 = 1 << 17;
 
@@ -48,6 +51,7 @@ fn call(address: u64, fpu: &mut FpuState, a: u64, b: u64) -> u64 {
 /// Registers only, and neither MXCSR nor flags.
 fn plain<G: Gate>(vcpu: &mut Vcpu, op: &Op) -> Step {
     G::check(vcpu)?;
+    G::place(&mut vcpu.fpu);
     let a = vcpu.regs[usize::from(op.r1 & 31)];
     vcpu.regs[usize::from(op.r2 & 31)] = call(op.imm, &mut vcpu.fpu, a, 0);
     Ok(())
@@ -59,6 +63,7 @@ fn plain_load<G: Gate, const N: usize>(vcpu: &mut Vcpu, op: &Op) -> Step {
     let linear = vcpu.linear(op, N as u64, false)?;
     check_alignment(vcpu, op, linear)?;
     vcpu.load_block::<N>(linear, |fpu| &mut fpu.bounce).map_err(|trap| stack_error(op, trap))?;
+    G::place(&mut vcpu.fpu);
     vcpu.regs[usize::from(op.r2 & 31)] = call(op.imm, &mut vcpu.fpu, 0, 0);
     Ok(())
 }
@@ -77,6 +82,7 @@ fn general<G: Gate>(vcpu: &mut Vcpu, op: &Op) -> Step {
             vcpu.probe_write(linear, u64::from(op.osize)).map_err(|trap| stack_error(op, trap))?;
         }
     }
+    G::place(&mut vcpu.fpu);
     let result = call_general(vcpu, op)?;
     if op.r3 & detail::STORE != 0 {
         store_operand(vcpu, op, linear)?;
@@ -201,6 +207,7 @@ fn x87<const POINTERS: bool>(vcpu: &mut Vcpu, op: &Op) -> Step {
     if op.r3 & detail::READS_FLAGS != 0 {
         vcpu.fpu.stub_flags = vcpu.rflags() & rflags::ARITHMETIC | rflags::FIXED;
     }
+    vcpu.fpu.unpark();
     call(op.imm, &mut vcpu.fpu, 0, 0);
     if POINTERS {
         note_pointers(vcpu, op);
@@ -226,9 +233,10 @@ fn note_pointers(vcpu: &mut Vcpu, op: &Op) {
     vcpu.fpu.fop = u16::from(op.r1) << 8 | u16::from(op.r2);
     vcpu.fpu.fip = vcpu.rip().wrapping_sub(u64::from(op.len)) & if vcpu.in_64bit() { u64::MAX } else { 0xffff_ffff };
     vcpu.fpu.fcs = vcpu.segments[seg::CS].selector;
-    if op.r3 & (detail::LOAD | detail::STORE) != 0 {
+    let has_operand = op.r3 & (detail::LOAD | detail::STORE) != 0;
+    if has_operand && (op.scale & FDP_EXCEPTIONS_ONLY == 0 || vcpu.fpu.x87_pending()) {
         vcpu.fpu.fdp = vcpu.offset(op);
-        vcpu.fpu.fds = vcpu.segments[usize::from(op.scale >> 4).min(5)].selector;
+        vcpu.fpu.fds = vcpu.segments[usize::from(op.scale >> 4 & 7).min(5)].selector;
     }
 }
 
@@ -284,6 +292,9 @@ fn x87_form(d: &mut Decoding<'_>) -> Handler {
     let segment = d.instruction.memory_segment();
     if segment != iced_x86::Register::None {
         d.op.scale |= (segment.number() as u8 & 7) << 4;
+    }
+    if d.features.leaf(7, 0)[1] >> 6 & 1 != 0 {
+        d.op.scale |= FDP_EXCEPTIONS_ONLY;
     }
     match d.instruction.mnemonic() {
         N::Fnop | N::Fincstp | N::Fdecstp | N::Ffree | N::Ffreep => x87::<false>,

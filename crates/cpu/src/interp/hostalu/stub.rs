@@ -3,7 +3,7 @@
 //! A stub is a System V function `(context in RDI, a in RSI, b in RDX) -> RAX`:
 //!
 //! ```text
-//! FXRSTOR64 [legacy]                  x87, MMX
+//! FXRSTOR64 [legacy]                  MMX and SSE registers together
 //! load vector and opmask registers    those that the instruction uses
 //! MOV RAX, RSI; POPF                  where it reads them
 //! LDMXCSR [run_mxcsr]                 floating point
@@ -12,11 +12,15 @@
 //! STMXCSR [raised]; LDMXCSR [host]    floating point;
 //! TEST raised, unmasked; JNZ out      an exception: nothing is stored
 //! store vector and opmask registers
-//! FXSAVE64 [legacy]                   x87, MMX
-//! out: FNINIT                         x87, MMX
+//! FXSAVE64 [legacy]                   MMX and SSE registers together
+//! FNSTSW [status]                     x87, MMX
+//! out: FNINIT                         MMX and SSE registers together
 //! VZEROUPPER                          VEX, EVEX
 //! RET
 //! ```
+//!
+//! x87 and MMX stubs find the guest's registers in the host's, see [`super::x87`]. The few that have operands in both
+//! register files save and restore them, because an unmasked exception must leave both as they were.
 
 use std::collections::HashMap;
 use std::mem::offset_of;
@@ -110,8 +114,8 @@ fn field(offset: usize) -> MemoryOperand {
 fn emit(plan: &Plan, host: Host) -> Result<Vec<u8>, IcedError> {
     use Code as C;
     let mut before = Vec::new();
-    let x87 = matches!(plan.class, Class::X87 | Class::Mmx | Class::SseMmx);
-    if x87 {
+    let both = plan.class == Class::SseMmx;
+    if both {
         before.push(Instruction::with1(C::Fxrstor64_m512byte, field(offset_of!(FpuState, legacy)))?);
     }
     for register in plan.vectors.iter().filter(|register| register.load) {
@@ -156,12 +160,15 @@ fn emit(plan: &Plan, host: Host) -> Result<Vec<u8>, IcedError> {
         let code = if host.avx512bw { C::VEX_Kmovq_m64_kr } else { C::VEX_Kmovw_m16_kr };
         stores.push(Instruction::with2(code, opmask_field(register), opmask(register))?);
     }
-    if x87 {
+    if both {
         stores.push(Instruction::with1(C::Fxsave64_m512byte, field(offset_of!(FpuState, legacy)))?);
+    }
+    if both || matches!(plan.class, Class::X87 | Class::Mmx) {
+        stores.push(Instruction::with1(C::Fnstsw_m2byte, field(offset_of!(FpuState, status)))?);
     }
 
     let mut after = Vec::new();
-    if x87 {
+    if both {
         after.push(Instruction::with(C::Fninit));
     }
     if matches!(plan.class, Class::Avx | Class::Avx512) {

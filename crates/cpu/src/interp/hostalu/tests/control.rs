@@ -143,3 +143,57 @@ fn our_compacted_images() {
         }
     }
 }
+
+/// Sequences, with the x87 registers left in the host's in between.
+#[test]
+fn x87_sequences() {
+    const CODE: &[&[u8]] = &[
+        &[0xd9, 0xe8],                               // FLD1
+        &[0xdd, 0x46, 0x40],                         // FLD m64
+        &[0xdb, 0x46, 0x44],                         // FILD m32
+        &[0xd8, 0xc1],                               // FADD ST1
+        &[0xde, 0xc9],                               // FMULP
+        &[0xd9, 0xfa],                               // FSQRT
+        &[0xd9, 0xc9],                               // FXCH
+        &[0xdd, 0x5e, 0x50],                         // FSTP m64
+        &[0xdb, 0x5e, 0x58],                         // FISTP m32
+        &[0xdf, 0xe9],                               // FUCOMIP
+        &[0xd8, 0xd1],                               // FCOM
+        &[0xda, 0xc1],                               // FCMOVB
+        &[0xdf, 0xe0],                               // FNSTSW AX
+        &[0xd9, 0x7e, 0x02],                         // FNSTCW
+        &[0xd9, 0x6e, 0x60],                         // FLDCW
+        &[0xdb, 0xe3],                               // FNINIT
+        &[0xdb, 0xe2],                               // FNCLEX
+        &[0x9b],                                     // FWAIT
+        &[0x0f, 0x77],                               // EMMS
+        &[0x0f, 0xfc, 0xc1],                         // PADDB mm
+        &[0x0f, 0x6f, 0x46, 0x40],                   // MOVQ mm, m64
+        &[0x0f, 0xf7, 0xc1],                         // MASKMOVQ
+        &[0x0f, 0x2a, 0xc1],                         // CVTPI2PS
+        &[0xf2, 0x0f, 0xd6, 0xc1],                   // MOVDQ2Q
+        &[0x48, 0x0f, 0xae, 0x8e, 0x00, 0x08, 0, 0], // FXRSTOR64
+        &[0xdd, 0xb6, 0x00, 0x04, 0, 0],             // FNSAVE
+    ];
+    let mut pair = Pair::new(61);
+    pair.bench.resident = true;
+    for round in 0..400 {
+        pair.prepare(&Instruction::default());
+        let control = pair.random.next() as u16 | 0x3f;
+        pair.put(0x60, &control.to_le_bytes());
+        pair.put(0x800, &[0x7f, 3]);
+        pair.put(0x818, &[0x80, 0x1f, 0, 0]);
+        let sequence: [_; 12] = std::array::from_fn(|_| pair.random.pick(CODE));
+        for bytes in sequence {
+            pair.run_ours(bytes).unwrap_or_else(|trap| panic!("{bytes:02x?}: {trap:?}"));
+        }
+        // The host's turn only now: it is the same registers.
+        pair.bench.vcpu.fpu.park();
+        for bytes in sequence {
+            pair.run_host(bytes);
+        }
+        // The pointers in FNSAVE's image.
+        let ignored = &[0x40c..0x41c, 0..0];
+        pair.compare(ignored).unwrap_or_else(|difference| panic!("round {round}, {sequence:02x?}: {difference}"));
+    }
+}

@@ -19,6 +19,8 @@ pub(in crate::interp) struct Bench {
     pub(in crate::interp) vcpu: Vcpu,
     pub(in crate::interp) memory: GuestMemory,
     mode: Mode,
+    /// x87 registers may stay in the host's between instructions, as they do in a running vCPU.
+    pub(in crate::interp) resident: bool,
 }
 
 impl Bench {
@@ -45,7 +47,7 @@ impl Bench {
         state.segments[seg::CS].access = 0xa09b;
         state.rip = 0x1000;
         vcpu.set_state(&state);
-        Self { vcpu, memory, mode: Mode::long64() }
+        Self { vcpu, memory, mode: Mode::long64(), resident: false }
     }
 
     /// As [`Bench::new`] with paging: identity-mapped, but of [`SPARSE`] only every other page is there, from the first on.
@@ -131,6 +133,9 @@ impl Bench {
         let result = (op.run)(&mut self.vcpu, &op);
         if result.is_err() {
             self.vcpu.regs[crate::state::RIP] -= u64::from(op.len);
+        }
+        if !self.resident {
+            self.vcpu.fpu.park();
         }
         result
     }

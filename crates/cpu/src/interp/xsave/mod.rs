@@ -1,5 +1,7 @@
 //! Saving and restoring extended state: MXCSR, FXSAVE and FXRSTOR, the XSAVE family, XCR0 (SDM vol. 1, chapter 13).
 
+mod model;
+
 use iced_x86::{Code, Mnemonic};
 use platform::x86::gpr::{RAX, RCX, RDX};
 
@@ -8,7 +10,8 @@ use super::gate::{Avx, Gate, Sse, X87NoWait, Xsave};
 use super::operand::stack_error;
 use crate::decode::{Choice, Decoding, Handler, Op, end, next};
 use crate::state::int::Int;
-use crate::{Features, Step, Trap, Vcpu};
+use crate::{Step, Trap, Vcpu};
+pub(crate) use model::Model;
 
 /// Components that this CPU can have, in ascending order.
 const COMPONENTS: [u32; 6] =
@@ -32,61 +35,15 @@ const MAX_AREA: usize = 4096;
 /// EFER.FFXSR.
 const FFXSR: u64 = 1 << 14;
 
-/// Where a component is in the standard format, and how it is placed in the compacted one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Place {
-    offset: usize,
-    size: usize,
-    aligned: bool,
-}
-
-/// The place of component `n` (2 and above) as the guest's CPUID leaf 0DH says; Intel's where it does not say.
-fn place(features: &Features, n: u32) -> Place {
-    let leaf = features.leaves.iter().find(|leaf| leaf.function == 0xd && leaf.index == Some(n));
-    let fallback = match n {
-        component::AVX => Place { offset: 576, size: 256, aligned: false },
-        component::OPMASK => Place { offset: 1088, size: 64, aligned: false },
-        component::ZMM_HI256 => Place { offset: 1152, size: 512, aligned: false },
-        _ => Place { offset: 1664, size: 1024, aligned: false },
-    };
-    let told = leaf.map(|leaf| Place {
-        offset: leaf.regs[1] as usize,
-        size: leaf.regs[0] as usize,
-        aligned: leaf.regs[2] & 2 != 0,
-    });
-    let usable = |place: &Place| {
-        place.size == fallback.size && place.offset >= EXTENDED && place.offset.saturating_add(place.size) <= MAX_AREA
-    };
-    told.filter(usable).unwrap_or(fallback)
-}
-
-/// Places of the extended components of `set`, in the format given.
-fn places(features: &Features, set: u64, compacted: bool) -> impl Iterator<Item = (u32, Place)> {
-    let mut next = EXTENDED;
-    COMPONENTS.into_iter().filter(move |&n| n >= 2 && set >> n & 1 != 0).map(move |n| {
-        let mut place = place(features, n);
-        if compacted {
-            place.offset = if place.aligned { next.next_multiple_of(64) } else { next };
-            next = place.offset + place.size;
-        }
-        (n, place)
-    })
-}
-
-/// Bits that MXCSR can have: MXCSR_MASK.
-fn mxcsr_mask(features: &Features) -> u32 {
-    let extended = features.leaves.iter().find(|leaf| leaf.function == 0x8000_0001);
-    // CPUID.80000001H:ECX[7]: misaligned SSE mode.
-    let misaligned = extended.is_some_and(|leaf| leaf.regs[2] >> 7 & 1 != 0);
-    if misaligned { 0x2_ffff } else { 0xffff }
-}
-
 impl Vcpu {
-    /// FCS and FDS as images show them: zero on CPUs that deprecate them (CPUID.07H.0:EBX[13]).
+    /// What the guest's CPUID says about the area.
+    fn xsave_model(&self) -> Model {
+        self.fpu.model.unwrap_or_else(|| Model::new(&self.features))
+    }
+
+    /// FCS and FDS as images show them: zero on CPUs that deprecate them.
     pub(super) fn x87_selectors(&self) -> (u16, u16) {
-        let leaf = self.features.leaves.iter().find(|leaf| leaf.function == 7 && leaf.index.unwrap_or(0) == 0);
-        let deprecated = leaf.is_some_and(|leaf| leaf.regs[1] >> 13 & 1 != 0);
-        if deprecated { (0, 0) } else { (self.fpu.fcs, self.fpu.fds) }
+        if self.xsave_model().no_selectors { (0, 0) } else { (self.fpu.fcs, self.fpu.fds) }
     }
 
     /// x87 and SSE state in the form of FXSAVE (`wide`: with REX.W).
@@ -104,7 +61,7 @@ impl Vcpu {
             area[16..24].copy_from_slice(&pointer(fpu.fdp, fds, wide));
         }
         area[24..28].copy_from_slice(&fpu.mxcsr().to_le_bytes());
-        area[28..32].copy_from_slice(&mxcsr_mask(&self.features).to_le_bytes());
+        area[28..32].copy_from_slice(&self.xsave_model().mxcsr_mask.to_le_bytes());
         for (i, slot) in area[image::ST..image::XMM].chunks_exact_mut(16).enumerate() {
             slot[..10].copy_from_slice(&fpu.st(i));
         }
@@ -147,21 +104,22 @@ impl Vcpu {
 
     /// Puts the x87, SSE, AVX and AVX-512 state back to what RESET leaves (INIT leaves it alone).
     pub fn reset_fpu(&mut self) {
+        self.fpu.park();
         *self.fpu = FpuState::default();
     }
 
     /// The x87, SSE, AVX and AVX-512 state as an XSAVE area in the standard format, for snapshots and other engines. Its layout
     /// is that of the guest's CPUID leaf 0DH; its length covers the last component.
     pub fn xsave_area(&self) -> Vec<u8> {
-        let end = places(&self.features, KNOWN, false).map(|(_, place)| place.offset + place.size).max();
-        let mut area = vec![0; end.unwrap_or(EXTENDED)];
+        let model = self.xsave_model();
+        let mut area = vec![0; model.end(KNOWN, false)];
         area[..416].copy_from_slice(&self.legacy_area(true));
         // Whatever a snapshot is taken of, the pointers are part of the state.
         area[6..8].copy_from_slice(&self.fpu.fop.to_le_bytes());
         area[8..16].copy_from_slice(&self.fpu.fip.to_le_bytes());
         area[16..24].copy_from_slice(&self.fpu.fdp.to_le_bytes());
         area[XSTATE_BV..XSTATE_BV + 8].copy_from_slice(&(self.fpu.in_use() | X87 | SSE).to_le_bytes());
-        for (n, place) in places(&self.features, KNOWN, false) {
+        for (n, place) in model.places(KNOWN, false) {
             self.fpu.save_component(n, &mut area[place.offset..place.offset + place.size]);
         }
         area
@@ -174,21 +132,21 @@ impl Vcpu {
         let length = area.len().min(MAX_AREA);
         padded[..length].copy_from_slice(&area[..length]);
         let in_use = u64::from_le_bytes(std::array::from_fn(|i| padded[XSTATE_BV + i]));
+        self.fpu.park();
         for n in COMPONENTS {
             self.fpu.init_component(n);
         }
         let legacy: [u8; 416] = std::array::from_fn(|i| padded[i]);
         let value = u32::from_le_bytes(std::array::from_fn(|i| padded[image::MXCSR + i]));
-        let mask = mxcsr_mask(&self.features);
-        self.fpu.set_mxcsr(value & mask);
+        let model = self.xsave_model();
+        self.fpu.set_mxcsr(value & model.mxcsr_mask);
         if in_use & X87 != 0 {
             self.load_x87(&legacy, true);
         }
         if in_use & SSE != 0 {
             self.load_xmm(&legacy, 16);
         }
-        let features = self.features.clone();
-        for (n, place) in places(&features, in_use, false) {
+        for (n, place) in model.places(in_use, false) {
             self.fpu.load_component(n, &padded[place.offset..place.offset + place.size]);
         }
     }
@@ -221,7 +179,16 @@ fn stmxcsr<G: Gate>(vcpu: &mut Vcpu, op: &Op) -> Step {
 
 /// #GP(0) for reserved bits.
 fn check_mxcsr(vcpu: &Vcpu, value: u32) -> Step {
-    if value & !mxcsr_mask(&vcpu.features) == 0 { Ok(()) } else { Err(Trap::gp(0)) }
+    if value & !vcpu.xsave_model().mxcsr_mask == 0 { Ok(()) } else { Err(Trap::gp(0)) }
+}
+
+/// Checks, and moves the x87 registers to where they can be looked at.
+fn enter<G: Gate>(vcpu: &mut Vcpu) -> Step<Model> {
+    G::check(vcpu)?;
+    vcpu.fpu.park();
+    let model = vcpu.xsave_model();
+    vcpu.fpu.model = Some(model);
+    Ok(model)
 }
 
 /// The operand's linear address, aligned.
@@ -236,7 +203,7 @@ fn fast_fxsave(vcpu: &Vcpu) -> bool {
 }
 
 fn fxsave<const WIDE: bool>(vcpu: &mut Vcpu, op: &Op) -> Step {
-    X87NoWait::check(vcpu)?;
+    enter::<X87NoWait>(vcpu)?;
     let linear = area_address(vcpu, op, 512, true, 16)?;
     let area = vcpu.legacy_area(WIDE);
     let registers = if fast_fxsave(vcpu) { 0 } else { vcpu.xmm_count() };
@@ -245,7 +212,7 @@ fn fxsave<const WIDE: bool>(vcpu: &mut Vcpu, op: &Op) -> Step {
 }
 
 fn fxrstor<const WIDE: bool>(vcpu: &mut Vcpu, op: &Op) -> Step {
-    X87NoWait::check(vcpu)?;
+    enter::<X87NoWait>(vcpu)?;
     let linear = area_address(vcpu, op, 512, false, 16)?;
     let mut bytes = [0; 512];
     vcpu.read_bytes(linear, &mut bytes).map_err(|trap| stack_error(op, trap))?;
@@ -304,15 +271,13 @@ const fn kind_of(kind: u8) -> Kind {
 
 fn xsave<const KIND: u8, const WIDE: bool>(vcpu: &mut Vcpu, op: &Op) -> Step {
     let kind = kind_of(KIND);
-    Xsave::check(vcpu)?;
+    let model = enter::<Xsave>(vcpu)?;
     check_supervisor(vcpu, kind)?;
     let compacted = matches!(kind, Kind::Compacted | Kind::Supervisor);
     let wanted = requested(vcpu) & enabled(vcpu, kind);
     let in_use = wanted & if compacted { vcpu.in_use_with_mxcsr() } else { vcpu.fpu.in_use() };
     let written = if kind == Kind::Plain { wanted } else { in_use };
-    let features = vcpu.features.clone();
-    let end = places(&features, wanted, compacted).map(|(_, place)| place.offset + place.size).max();
-    let end = end.unwrap_or(EXTENDED);
+    let end = model.end(wanted, compacted);
     let linear = area_address(vcpu, op, end, true, 64)?;
     let fault = |trap| stack_error(op, trap);
     vcpu.probe_write(linear, end as u64).map_err(fault)?;
@@ -333,7 +298,7 @@ fn xsave<const KIND: u8, const WIDE: bool>(vcpu: &mut Vcpu, op: &Op) -> Step {
         let last = image::XMM + 16 * registers;
         vcpu.write_bytes(linear + image::XMM as u64, &legacy[image::XMM..last])?;
     }
-    for (n, place) in places(&features, wanted, compacted).filter(|(n, _)| written >> n & 1 != 0) {
+    for (n, place) in model.places(wanted, compacted).filter(|(n, _)| written >> n & 1 != 0) {
         let bytes = &mut bytes[..place.size.min(1024)];
         // Outside 64-bit mode only registers 0-7 are saved; the component's upper half keeps its bytes.
         let (saved, skip) = visible(vcpu, n, bytes.len());
@@ -391,7 +356,7 @@ fn check_header(bytes: &[u8; 64], kind: Kind, enabled: u64, has_compacted: bool)
 
 fn xrstor<const KIND: u8, const WIDE: bool>(vcpu: &mut Vcpu, op: &Op) -> Step {
     let kind = kind_of(KIND);
-    Xsave::check(vcpu)?;
+    let model = enter::<Xsave>(vcpu)?;
     check_supervisor(vcpu, kind)?;
     let enabled = enabled(vcpu, kind);
     let wanted = requested(vcpu) & enabled;
@@ -400,11 +365,9 @@ fn xrstor<const KIND: u8, const WIDE: bool>(vcpu: &mut Vcpu, op: &Op) -> Step {
     let mut area = [0; MAX_AREA];
     vcpu.read_bytes(linear, &mut area[..EXTENDED]).map_err(fault)?;
     let bytes: [u8; 64] = std::array::from_fn(|i| area[XSTATE_BV + i]);
-    let has_compacted = vcpu.has_xsavec();
-    let header = check_header(&bytes, kind, enabled, has_compacted)?;
+    let header = check_header(&bytes, kind, enabled, model.xsavec)?;
 
-    let features = vcpu.features.clone();
-    let layout: Vec<_> = places(&features, header.compacted.unwrap_or(wanted), header.compacted.is_some()).collect();
+    let layout: Vec<_> = model.places(header.compacted.unwrap_or(wanted), header.compacted.is_some()).collect();
     let read = wanted & header.in_use;
     for (n, place) in layout.iter().filter(|(n, _)| read >> n & 1 != 0) {
         let (size, skip) = visible(vcpu, *n, place.size);
@@ -480,25 +443,14 @@ fn load_visible(fpu: &mut FpuState, n: u32, bytes: &[u8], size: usize) {
     fpu.load_component(n, merged);
 }
 
-impl Vcpu {
-    /// Sub-leaf 1 of CPUID leaf 0DH: bit `bit` of EAX.
-    fn xsave_feature(&self, bit: u32) -> bool {
-        let leaf = self.features.leaves.iter().find(|leaf| leaf.function == 0xd && leaf.index == Some(1));
-        leaf.is_some_and(|leaf| leaf.regs[0] >> bit & 1 != 0)
-    }
-
-    fn has_xsavec(&self) -> bool {
-        self.xsave_feature(1)
-    }
-}
-
 fn xgetbv(vcpu: &mut Vcpu, _: &Op) -> Step {
     if vcpu.cr4 & platform::x86::cr4::OSXSAVE == 0 {
         return Err(Trap::ud());
     }
+    vcpu.fpu.park();
     let value = match vcpu.regs[RCX] as u32 {
         0 => vcpu.xcr0,
-        1 if vcpu.xsave_feature(2) => vcpu.xcr0 & vcpu.in_use_with_mxcsr(),
+        1 if vcpu.xsave_model().xgetbv1 => vcpu.xcr0 & vcpu.in_use_with_mxcsr(),
         _ => return Err(Trap::gp(0)),
     };
     (value as u32).set(&mut vcpu.regs, RAX as u8);
