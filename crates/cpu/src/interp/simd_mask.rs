@@ -16,46 +16,53 @@ impl Vcpu {
         if self.in_64bit() { at } else { at & 0xffff_ffff }
     }
 
-    /// Loads elements of `size` bytes for which `wanted` holds to their places in the buffer; the others become zero.
-    pub(super) fn load_elements(
-        &mut self,
-        op: &Op,
-        linear: u64,
-        (count, size): (usize, usize),
-        wanted: impl Fn(&Self, usize) -> bool,
-    ) -> Step {
+    /// Loads elements of `size` bytes whose bit in `wanted` is set to their places in the buffer; the others become zero.
+    pub(super) fn load_elements(&mut self, op: &Op, linear: u64, size: usize, wanted: u64) -> Step {
         let mut bytes = [0; 64];
-        for i in (0..count).filter(|&i| wanted(self, i)).collect::<Vec<_>>() {
-            let Some(element) = bytes.get_mut(i * size..(i + 1) * size) else { break };
-            let at = self.element_address(linear, i * size);
-            self.read_bytes(at, element).map_err(|trap| stack_error(op, trap))?;
+        for (start, end) in runs(wanted, size) {
+            let Some(run) = bytes.get_mut(start..end) else { break };
+            self.read_bytes(self.element_address(linear, start), run).map_err(|trap| stack_error(op, trap))?;
         }
         self.fpu.bounce = bytes;
         Ok(())
     }
 
-    /// Stores elements of `bytes` for which `wanted` holds: all of them or, on a fault, none.
-    pub(super) fn store_elements(
-        &mut self,
-        op: &Op,
-        linear: u64,
-        bytes: &[u8; 64],
-        (count, size): (usize, usize),
-        wanted: impl Fn(&Self, usize) -> bool,
-    ) -> Step {
-        let elements: Vec<usize> = (0..count).filter(|&i| wanted(self, i)).collect();
-        for &i in &elements {
-            let at = self.element_address(linear, i * size);
-            self.probe_write(at, size as u64).map_err(|trap| stack_error(op, trap))?;
+    /// Stores elements of `bytes` whose bit in `wanted` is set: all of them or, on a fault, none.
+    pub(super) fn store_elements(&mut self, op: &Op, linear: u64, bytes: &[u8; 64], size: usize, wanted: u64) -> Step {
+        if runs(wanted, size).count() > 1 {
+            for (start, end) in runs(wanted, size) {
+                let at = self.element_address(linear, start);
+                self.probe_write(at, (end - start) as u64).map_err(|trap| stack_error(op, trap))?;
+            }
         }
-        for i in elements {
-            let at = self.element_address(linear, i * size);
-            if let Some(element) = bytes.get(i * size..(i + 1) * size) {
-                self.write_bytes(at, element).map_err(|trap| stack_error(op, trap))?;
+        for (start, end) in runs(wanted, size) {
+            if let Some(run) = bytes.get(start..end) {
+                self.write_bytes(self.element_address(linear, start), run).map_err(|trap| stack_error(op, trap))?;
             }
         }
         Ok(())
     }
+}
+
+/// The runs of adjacent set bits, lowest first, as ranges of bytes for elements of `size` bytes.
+fn runs(mut mask: u64, size: usize) -> impl Iterator<Item = (usize, usize)> {
+    let mut passed = 0;
+    std::iter::from_fn(move || {
+        if mask == 0 {
+            return None;
+        }
+        let gap = mask.trailing_zeros();
+        let ones = (mask >> gap).trailing_ones();
+        let start = passed + gap as usize;
+        passed = start + ones as usize;
+        mask = mask.checked_shr(gap + ones).unwrap_or(0);
+        Some((start * size, passed * size))
+    })
+}
+
+/// The top bits of `count` elements of vector register `r`.
+fn signs(vcpu: &Vcpu, r: u8, count: usize, size: usize) -> u64 {
+    (0..count).fold(0, |mask, i| mask | u64::from(sign(vcpu, r, i, size)) << (i & 63))
 }
 
 /// Whether the top bit of element `i` of vector register `r` is set.
@@ -69,7 +76,7 @@ fn mask_load<const SIZE: usize>(vcpu: &mut Vcpu, op: &Op) -> Step {
     Avx::check(vcpu)?;
     let total = usize::from(op.osize);
     let linear = vcpu.linear(op, total as u64, false)?;
-    vcpu.load_elements(op, linear, (total / SIZE, SIZE), |vcpu, i| sign(vcpu, op.r2, i, SIZE))?;
+    vcpu.load_elements(op, linear, SIZE, signs(vcpu, op.r2, total / SIZE, SIZE))?;
     let bounce = vcpu.fpu.bounce;
     vcpu.fpu.vectors[usize::from(op.r1 & 31)] = bounce;
     Ok(())
@@ -81,7 +88,7 @@ fn mask_store<const SIZE: usize>(vcpu: &mut Vcpu, op: &Op) -> Step {
     let total = usize::from(op.osize);
     let linear = vcpu.linear(op, total as u64, true)?;
     let bytes = vcpu.fpu.vectors[usize::from(op.r2 & 31)];
-    vcpu.store_elements(op, linear, &bytes, (total / SIZE, SIZE), |vcpu, i| sign(vcpu, op.r1, i, SIZE))
+    vcpu.store_elements(op, linear, &bytes, SIZE, signs(vcpu, op.r1, total / SIZE, SIZE))
 }
 
 /// MASKMOVDQU: bytes of `r1` where `r2` says so, to DS:rDI.
@@ -89,7 +96,7 @@ fn byte_mask_store<G: Gate>(vcpu: &mut Vcpu, op: &Op) -> Step {
     G::check(vcpu)?;
     let linear = vcpu.linear(op, 16, true)?;
     let bytes = vcpu.fpu.vectors[usize::from(op.r1 & 31)];
-    vcpu.store_elements(op, linear, &bytes, (16, 1), |vcpu, i| sign(vcpu, op.r2, i, 1))
+    vcpu.store_elements(op, linear, &bytes, 1, signs(vcpu, op.r2, 16, 1))
 }
 
 /// MASKMOVQ.
@@ -102,7 +109,8 @@ fn byte_mask_store_mmx(vcpu: &mut Vcpu, op: &Op) -> Step {
     let (source, mask) = (register(vcpu, op.r1), register(vcpu, op.r2));
     let mut bytes = [0; 64];
     bytes[..8].copy_from_slice(&source[..8]);
-    vcpu.store_elements(op, linear, &bytes, (8, 1), |_, i| mask[i & 7] & 0x80 != 0)?;
+    let wanted = (0..8).fold(0, |wanted, i| wanted | u64::from(mask[i] >> 7) << i);
+    vcpu.store_elements(op, linear, &bytes, 1, wanted)?;
     vcpu.fpu.enter_mmx();
     Ok(())
 }
@@ -274,4 +282,19 @@ pub(crate) fn select(d: &mut Decoding<'_>) -> Option<Choice> {
     };
     super::hostalu::available(d).then_some(())?;
     next(run)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::runs;
+
+    #[test]
+    fn runs_cover_every_set_bit_once() {
+        let list = |mask, size| runs(mask, size).collect::<Vec<_>>();
+        assert_eq!(list(0, 4), []);
+        assert_eq!(list(0b1101, 4), [(0, 4), (8, 16)]);
+        assert_eq!(list(u64::MAX, 1), [(0, 64)]);
+        assert_eq!(list(1 << 63, 1), [(63, 64)]);
+        assert_eq!(list(1 << 63 | 1, 1), [(0, 1), (63, 64)]);
+    }
 }

@@ -28,36 +28,37 @@ impl Lanes {
     }
 
     fn mask(self, vcpu: &Vcpu) -> u64 {
-        vcpu.fpu.opmasks[usize::from(self.opmask)] & u64::MAX >> (64 - self.bits)
+        vcpu.fpu.opmasks[usize::from(self.opmask)] & ones(self.bits)
     }
 
-    fn wants(self, mask: u64, i: usize) -> bool {
-        (i..self.bits).step_by(self.count).any(|bit| mask >> bit & 1 != 0)
+    /// Which elements in memory are wanted.
+    fn wanted(self, vcpu: &Vcpu) -> u64 {
+        let mask = self.mask(vcpu);
+        (0..self.bits).step_by(self.count).fold(0, |wanted, bit| wanted | mask >> bit) & ones(self.count)
     }
+}
+
+/// The `n` lowest bits.
+fn ones(n: usize) -> u64 {
+    if n >= 64 { u64::MAX } else { (1 << n) - 1 }
 }
 
 /// Reads the whole operand or, if that faults, the elements that are wanted.
 fn load(vcpu: &mut Vcpu, op: &Op) -> Step {
     Avx512::check(vcpu)?;
     let lanes = Lanes::of(op);
-    let mask = lanes.mask(vcpu);
+    let wanted = lanes.wanted(vcpu);
     match vcpu.linear(op, u64::from(op.osize), false) {
         Ok(linear) => {
             run::check_alignment(vcpu, op, linear)?;
             if let Err(Trap::Fault(_)) = run::load_operand(vcpu, op, linear) {
-                vcpu.load_elements(op, linear, (lanes.count, lanes.size), |_, i| lanes.wants(mask, i))?;
+                vcpu.load_elements(op, linear, lanes.size, wanted)?;
             }
         }
         // The segment ends inside the operand.
         Err(_) => {
-            let mut bytes = [0; 64];
-            for i in (0..lanes.count).filter(|&i| lanes.wants(mask, i)) {
-                let linear = element_linear(vcpu, op, i * lanes.size, lanes.size, false)?;
-                if let Some(element) = bytes.get_mut(i * lanes.size..(i + 1) * lanes.size) {
-                    vcpu.read_bytes(linear, element)?;
-                }
-            }
-            vcpu.fpu.bounce = bytes;
+            let linear = checked_linear(vcpu, op, lanes, wanted, false)?;
+            vcpu.load_elements(op, linear, lanes.size, wanted)?;
         }
     }
     finish(vcpu, op)
@@ -70,7 +71,7 @@ fn expand(vcpu: &mut Vcpu, op: &Op) -> Step {
     let wanted = lanes.mask(vcpu).count_ones() as usize;
     if wanted != 0 {
         let linear = vcpu.linear(op, (wanted * lanes.size) as u64, false)?;
-        vcpu.load_elements(op, linear, (wanted, lanes.size), |_, _| true)?;
+        vcpu.load_elements(op, linear, lanes.size, ones(wanted))?;
     }
     finish(vcpu, op)
 }
@@ -85,32 +86,21 @@ fn finish(vcpu: &mut Vcpu, op: &Op) -> Step {
 fn store(vcpu: &mut Vcpu, op: &Op) -> Step {
     Avx512::check(vcpu)?;
     let lanes = Lanes::of(op);
-    let mask = lanes.mask(vcpu);
-    let whole = vcpu.linear(op, u64::from(op.osize), true);
-    if let Ok(linear) = whole {
-        run::check_alignment(vcpu, op, linear)?;
-    }
+    let wanted = lanes.wanted(vcpu);
+    let linear = match vcpu.linear(op, u64::from(op.osize), true) {
+        Ok(linear) => {
+            run::check_alignment(vcpu, op, linear)?;
+            linear
+        }
+        Err(_) => checked_linear(vcpu, op, lanes, wanted, true)?,
+    };
     let plain = without_lanes(op);
     let result = run::call_general(vcpu, &plain)?;
-    let bytes = vcpu.fpu.bounce;
-    match whole {
-        Ok(linear) if mask == u64::MAX >> (64 - lanes.bits) => run::store_operand(vcpu, op, linear)?,
-        Ok(linear) => {
-            vcpu.store_elements(op, linear, &bytes, (lanes.count, lanes.size), |_, i| lanes.wants(mask, i))?;
-        }
-        Err(_) => {
-            let wanted: Vec<usize> = (0..lanes.count).filter(|&i| lanes.wants(mask, i)).collect();
-            for &i in &wanted {
-                let linear = element_linear(vcpu, op, i * lanes.size, lanes.size, true)?;
-                vcpu.probe_write(linear, lanes.size as u64)?;
-            }
-            for i in wanted {
-                let linear = element_linear(vcpu, op, i * lanes.size, lanes.size, true)?;
-                if let Some(element) = bytes.get(i * lanes.size..(i + 1) * lanes.size) {
-                    vcpu.write_bytes(linear, element)?;
-                }
-            }
-        }
+    if wanted == ones(lanes.count) {
+        run::store_operand(vcpu, op, linear)?;
+    } else {
+        let bytes = vcpu.fpu.bounce;
+        vcpu.store_elements(op, linear, &bytes, lanes.size, wanted)?;
     }
     run::commit(vcpu, &plain, result);
     Ok(())
@@ -126,7 +116,7 @@ fn compress(vcpu: &mut Vcpu, op: &Op) -> Step {
     if wanted != 0 {
         let linear = vcpu.linear(op, (wanted * lanes.size) as u64, true)?;
         let bytes = vcpu.fpu.bounce;
-        vcpu.store_elements(op, linear, &bytes, (wanted, lanes.size), |_, _| true)?;
+        vcpu.store_elements(op, linear, &bytes, lanes.size, ones(wanted))?;
     }
     run::commit(vcpu, &plain, result);
     Ok(())
@@ -137,10 +127,14 @@ fn without_lanes(op: &Op) -> Op {
     Op { r1: crate::state::ZERO as u8, r2: SINK, ..*op }
 }
 
-/// Linear address of the bytes at `offset` in the operand.
-fn element_linear(vcpu: &mut Vcpu, op: &Op, offset: usize, size: usize, write: bool) -> Step<u64> {
-    let element = Op { disp: op.disp.wrapping_add(offset as u64), ..*op };
-    vcpu.linear(&element, size as u64, write)
+/// Linear address of the operand after a check of the wanted elements one by one, for a segment that ends inside it.
+#[cold]
+fn checked_linear(vcpu: &mut Vcpu, op: &Op, lanes: Lanes, wanted: u64, write: bool) -> Step<u64> {
+    for i in (0..lanes.count).filter(|&i| wanted >> (i & 63) & 1 != 0) {
+        let element = Op { disp: op.disp.wrapping_add((i * lanes.size) as u64), ..*op };
+        vcpu.linear(&element, lanes.size as u64, write)?;
+    }
+    Ok(vcpu.seg_base[usize::from(op.seg & 7)].wrapping_add(vcpu.offset(op)) & 0xffff_ffff)
 }
 
 /// The handler, and the operation's fields for it, if the instruction has a memory operand under an opmask.

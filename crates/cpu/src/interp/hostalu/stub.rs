@@ -112,85 +112,98 @@ fn field(offset: usize) -> MemoryOperand {
 }
 
 fn emit(plan: &Plan, host: Host) -> Result<Vec<u8>, IcedError> {
-    use Code as C;
-    let mut before = Vec::new();
-    let both = plan.class == Class::SseMmx;
-    if both {
-        before.push(Instruction::with1(C::Fxrstor64_m512byte, field(offset_of!(FpuState, legacy)))?);
-    }
-    for register in plan.vectors.iter().filter(|register| register.load) {
-        let (code, name) = vector_load(plan.class, register, host);
-        before.push(Instruction::with2(code, name, vector_field(register))?);
-    }
-    for register in plan.opmasks.iter().filter(|register| register.load) {
-        let code = if host.avx512bw { C::VEX_Kmovq_kr_km64 } else { C::VEX_Kmovw_kr_km16 };
-        before.push(Instruction::with2(code, opmask(register), opmask_field(register))?);
-    }
-    if plan.reads_flags {
-        before.push(Instruction::with1(C::Push_rm64, field(offset_of!(FpuState, stub_flags)))?);
-        before.push(Instruction::with(C::Popfq));
-    }
-    if plan.gpr_in.is_some() || plan.lengths {
-        before.push(Instruction::with2(C::Mov_r64_rm64, Register::RAX, Register::RSI)?);
-    }
-    if plan.uses_mxcsr {
-        before.push(Instruction::with1(C::Ldmxcsr_m32, field(offset_of!(FpuState, run_mxcsr)))?);
-    }
-    before.push(plan.instruction);
-    if plan.writes_flags {
-        before.push(Instruction::with(C::Pushfq));
-        before.push(Instruction::with1(C::Pop_rm64, field(offset_of!(FpuState, stub_flags)))?);
-    }
-    if plan.index {
-        before.push(Instruction::with2(C::Mov_r32_rm32, Register::EAX, Register::ECX)?);
-    }
-    if plan.uses_mxcsr {
-        before.push(Instruction::with1(C::Stmxcsr_m32, field(offset_of!(FpuState, raised)))?);
-        before.push(Instruction::with1(C::Ldmxcsr_m32, field(offset_of!(FpuState, host_mxcsr)))?);
-        before.push(Instruction::with2(C::Mov_r32_rm32, Register::ECX, field(offset_of!(FpuState, raised)))?);
-        before.push(Instruction::with2(C::And_r32_rm32, Register::ECX, field(offset_of!(FpuState, unmasked)))?);
-    }
-
-    let mut stores = Vec::new();
-    for register in plan.vectors.iter().filter(|register| register.store) {
-        let (code, name) = vector_store(plan.class, register, host);
-        stores.push(Instruction::with2(code, vector_field(register), name)?);
-    }
-    for register in plan.opmasks.iter().filter(|register| register.store) {
-        let code = if host.avx512bw { C::VEX_Kmovq_m64_kr } else { C::VEX_Kmovw_m16_kr };
-        stores.push(Instruction::with2(code, opmask_field(register), opmask(register))?);
-    }
-    if both {
-        stores.push(Instruction::with1(C::Fxsave64_m512byte, field(offset_of!(FpuState, legacy)))?);
-    }
-    if both || matches!(plan.class, Class::X87 | Class::Mmx) {
-        stores.push(Instruction::with1(C::Fnstsw_m2byte, field(offset_of!(FpuState, status)))?);
-    }
-
-    let mut after = Vec::new();
-    if both {
-        after.push(Instruction::with(C::Fninit));
-    }
-    if matches!(plan.class, Class::Avx | Class::Avx512) {
-        after.push(Instruction::with(C::VEX_Vzeroupper));
-    }
-    after.push(Instruction::with(C::Retnq));
-
-    let mut bytes = encode(&before)?;
-    let stores = encode(&stores)?;
+    let mut bytes = encode(&before(plan, host)?)?;
+    bytes.extend(encode(&around(plan)?)?);
+    let stores = encode(&stores(plan, host)?)?;
     if plan.uses_mxcsr && !stores.is_empty() {
         // JNZ over the stores.
-        match u8::try_from(stores.len()) {
-            Ok(length @ 0..=127) => bytes.extend([0x75, length]),
-            _ => {
-                bytes.extend([0x0f, 0x85]);
-                bytes.extend((stores.len() as u32).to_le_bytes());
-            }
-        }
+        bytes.extend([0x0f, 0x85]);
+        bytes.extend((stores.len() as u32).to_le_bytes());
     }
     bytes.extend(stores);
-    bytes.extend(encode(&after)?);
+    bytes.extend(encode(&after(plan))?);
     Ok(bytes)
+}
+
+/// Loads what the instruction reads.
+fn before(plan: &Plan, host: Host) -> Result<Vec<Instruction>, IcedError> {
+    use Code as C;
+    let mut code = Vec::new();
+    if plan.class == Class::SseMmx {
+        code.push(Instruction::with1(C::Fxrstor64_m512byte, field(offset_of!(FpuState, legacy)))?);
+    }
+    for register in plan.vectors.iter().filter(|register| register.load) {
+        let (load, name) = vector_load(plan.class, register, host);
+        code.push(Instruction::with2(load, name, vector_field(register))?);
+    }
+    for register in plan.opmasks.iter().filter(|register| register.load) {
+        let load = if host.avx512bw { C::VEX_Kmovq_kr_km64 } else { C::VEX_Kmovw_kr_km16 };
+        code.push(Instruction::with2(load, opmask(register), opmask_field(register))?);
+    }
+    if plan.reads_flags {
+        code.push(Instruction::with1(C::Push_rm64, field(offset_of!(FpuState, stub_flags)))?);
+        code.push(Instruction::with(C::Popfq));
+    }
+    if plan.gpr_in.is_some() || plan.lengths {
+        code.push(Instruction::with2(C::Mov_r64_rm64, Register::RAX, Register::RSI)?);
+    }
+    if plan.uses_mxcsr {
+        code.push(Instruction::with1(C::Ldmxcsr_m32, field(offset_of!(FpuState, run_mxcsr)))?);
+    }
+    Ok(code)
+}
+
+/// The instruction, and what must be read off right behind it. ZF says whether results may be stored, if MXCSR is in use.
+fn around(plan: &Plan) -> Result<Vec<Instruction>, IcedError> {
+    use Code as C;
+    let mut code = vec![plan.instruction];
+    if plan.writes_flags {
+        code.push(Instruction::with(C::Pushfq));
+        code.push(Instruction::with1(C::Pop_rm64, field(offset_of!(FpuState, stub_flags)))?);
+    }
+    if plan.index {
+        code.push(Instruction::with2(C::Mov_r32_rm32, Register::EAX, Register::ECX)?);
+    }
+    if plan.uses_mxcsr {
+        code.push(Instruction::with1(C::Stmxcsr_m32, field(offset_of!(FpuState, raised)))?);
+        code.push(Instruction::with1(C::Ldmxcsr_m32, field(offset_of!(FpuState, host_mxcsr)))?);
+        code.push(Instruction::with2(C::Mov_r32_rm32, Register::ECX, field(offset_of!(FpuState, raised)))?);
+        code.push(Instruction::with2(C::And_r32_rm32, Register::ECX, field(offset_of!(FpuState, unmasked)))?);
+    }
+    Ok(code)
+}
+
+/// Stores what the instruction wrote.
+fn stores(plan: &Plan, host: Host) -> Result<Vec<Instruction>, IcedError> {
+    use Code as C;
+    let mut code = Vec::new();
+    for register in plan.vectors.iter().filter(|register| register.store) {
+        let (store, name) = vector_store(plan.class, register, host);
+        code.push(Instruction::with2(store, vector_field(register), name)?);
+    }
+    for register in plan.opmasks.iter().filter(|register| register.store) {
+        let store = if host.avx512bw { C::VEX_Kmovq_m64_kr } else { C::VEX_Kmovw_m16_kr };
+        code.push(Instruction::with2(store, opmask_field(register), opmask(register))?);
+    }
+    if plan.class == Class::SseMmx {
+        code.push(Instruction::with1(C::Fxsave64_m512byte, field(offset_of!(FpuState, legacy)))?);
+    }
+    if matches!(plan.class, Class::X87 | Class::Mmx | Class::SseMmx) {
+        code.push(Instruction::with1(C::Fnstsw_m2byte, field(offset_of!(FpuState, status)))?);
+    }
+    Ok(code)
+}
+
+/// Leaves the host's registers as compiled code wants them.
+fn after(plan: &Plan) -> Vec<Instruction> {
+    let mut code = Vec::new();
+    match plan.class {
+        Class::SseMmx => code.push(Instruction::with(Code::Fninit)),
+        Class::Avx | Class::Avx512 => code.push(Instruction::with(Code::VEX_Vzeroupper)),
+        _ => {}
+    }
+    code.push(Instruction::with(Code::Retnq));
+    code
 }
 
 fn encode(instructions: &[Instruction]) -> Result<Vec<u8>, IcedError> {

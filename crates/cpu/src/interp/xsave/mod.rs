@@ -12,6 +12,7 @@ use crate::decode::{Choice, Decoding, Handler, Op, end, next};
 use crate::state::int::Int;
 use crate::{Step, Trap, Vcpu};
 pub(crate) use model::Model;
+use model::Place;
 
 /// Components that this CPU can have, in ascending order.
 const COMPONENTS: [u32; 6] =
@@ -269,6 +270,64 @@ const fn kind_of(kind: u8) -> Kind {
     }
 }
 
+/// What an XSAVE instruction stores, and where.
+struct Save {
+    linear: u64,
+    compacted: bool,
+    /// Components asked for and enabled; those of them in use; those that are written.
+    wanted: u64,
+    in_use: u64,
+    written: u64,
+}
+
+impl Save {
+    fn put(&self, vcpu: &mut Vcpu, offset: usize, bytes: &[u8]) -> Step {
+        if bytes.is_empty() { Ok(()) } else { vcpu.write_bytes(vcpu.element_address(self.linear, offset), bytes) }
+    }
+
+    fn put_legacy(&self, vcpu: &mut Vcpu, wide: bool) -> Step {
+        let legacy = vcpu.legacy_area(wide);
+        if self.written & X87 != 0 {
+            self.put(vcpu, 0, &legacy[..image::MXCSR])?;
+            self.put(vcpu, image::ST, &legacy[image::ST..image::XMM])?;
+        }
+        // In the standard format MXCSR goes with AVX too.
+        if self.written & SSE != 0 || !self.compacted && self.wanted & (SSE | AVX) != 0 {
+            self.put(vcpu, image::MXCSR, &legacy[image::MXCSR..image::ST])?;
+        }
+        if self.written & SSE != 0 {
+            let end = image::XMM + 16 * vcpu.xmm_count();
+            self.put(vcpu, image::XMM, &legacy[image::XMM..end])?;
+        }
+        Ok(())
+    }
+
+    fn put_extended(&self, vcpu: &mut Vcpu, model: Model) -> Step {
+        let mut bytes = [0; 1024];
+        for (n, place) in model.places(self.wanted, self.compacted) {
+            if self.written >> n & 1 != 0 {
+                let bytes = &mut bytes[..place.size.min(1024)];
+                vcpu.fpu.save_component(n, bytes);
+                let visible = visible(vcpu, n, bytes.len());
+                self.put(vcpu, place.offset, &bytes[..visible])?;
+            }
+        }
+        Ok(())
+    }
+
+    fn put_header(&self, vcpu: &mut Vcpu) -> Step {
+        let header = vcpu.element_address(self.linear, XSTATE_BV);
+        if self.compacted {
+            let layout = vcpu.element_address(self.linear, XCOMP_BV);
+            vcpu.store::<u64>(header, self.in_use)?;
+            vcpu.store::<u64>(layout, self.wanted | COMPACTED)
+        } else {
+            let before = vcpu.load::<u64>(header)?;
+            vcpu.store::<u64>(header, before & !self.wanted | self.in_use)
+        }
+    }
+}
+
 fn xsave<const KIND: u8, const WIDE: bool>(vcpu: &mut Vcpu, op: &Op) -> Step {
     let kind = kind_of(KIND);
     let model = enter::<Xsave>(vcpu)?;
@@ -279,53 +338,20 @@ fn xsave<const KIND: u8, const WIDE: bool>(vcpu: &mut Vcpu, op: &Op) -> Step {
     let written = if kind == Kind::Plain { wanted } else { in_use };
     let end = model.end(wanted, compacted);
     let linear = area_address(vcpu, op, end, true, 64)?;
-    let fault = |trap| stack_error(op, trap);
-    vcpu.probe_write(linear, end as u64).map_err(fault)?;
-
-    let legacy = vcpu.legacy_area(WIDE);
-    let mut put = |offset: usize, bytes: &[u8]| vcpu.write_bytes(linear.wrapping_add(offset as u64), bytes);
-    if written & X87 != 0 {
-        put(0, &legacy[..image::MXCSR])?;
-        put(image::ST, &legacy[image::ST..image::XMM])?;
-    }
-    // In the standard format MXCSR goes with AVX too.
-    if written & SSE != 0 || !compacted && wanted & (SSE | AVX) != 0 {
-        put(image::MXCSR, &legacy[image::MXCSR..image::ST])?;
-    }
-    let mut bytes = [0; 1024];
-    if written & SSE != 0 {
-        let registers = vcpu.xmm_count();
-        let last = image::XMM + 16 * registers;
-        vcpu.write_bytes(linear + image::XMM as u64, &legacy[image::XMM..last])?;
-    }
-    for (n, place) in model.places(wanted, compacted).filter(|(n, _)| written >> n & 1 != 0) {
-        let bytes = &mut bytes[..place.size.min(1024)];
-        // Outside 64-bit mode only registers 0-7 are saved; the component's upper half keeps its bytes.
-        let (saved, skip) = visible(vcpu, n, bytes.len());
-        vcpu.fpu.save_component(n, bytes);
-        if saved != 0 {
-            vcpu.write_bytes(linear.wrapping_add((place.offset + skip) as u64), &bytes[skip..skip + saved])?;
-        }
-    }
-    let header = linear.wrapping_add(XSTATE_BV as u64);
-    if compacted {
-        vcpu.store::<u64>(header, in_use)?;
-        vcpu.store::<u64>(linear.wrapping_add(XCOMP_BV as u64), wanted | COMPACTED)
-    } else {
-        let before = vcpu.load::<u64>(header)?;
-        vcpu.store::<u64>(header, before & !wanted | in_use)
-    }
+    vcpu.probe_write(linear, end as u64).map_err(|trap| stack_error(op, trap))?;
+    let save = Save { linear, compacted, wanted, in_use, written };
+    save.put_legacy(vcpu, WIDE)?;
+    save.put_extended(vcpu, model)?;
+    save.put_header(vcpu)
 }
 
-/// How many bytes of component `n` the mode can see, and from where.
-fn visible(vcpu: &Vcpu, n: u32, size: usize) -> (usize, usize) {
-    if vcpu.in_64bit() {
-        return (size, 0);
-    }
+/// How many of the `size` bytes of component `n` the mode can see: outside 64-bit mode, those of registers 0-7.
+fn visible(vcpu: &Vcpu, n: u32, size: usize) -> usize {
     match n {
-        component::AVX | component::ZMM_HI256 => (size / 2, 0),
-        component::HI16_ZMM => (0, 0),
-        _ => (size, 0),
+        _ if vcpu.in_64bit() => size,
+        component::AVX | component::ZMM_HI256 => size / 2,
+        component::HI16_ZMM => 0,
+        _ => size,
     }
 }
 
@@ -360,45 +386,46 @@ fn xrstor<const KIND: u8, const WIDE: bool>(vcpu: &mut Vcpu, op: &Op) -> Step {
     check_supervisor(vcpu, kind)?;
     let enabled = enabled(vcpu, kind);
     let wanted = requested(vcpu) & enabled;
-    let fault = |trap| stack_error(op, trap);
     let linear = area_address(vcpu, op, EXTENDED, false, 64)?;
     let mut area = [0; MAX_AREA];
-    vcpu.read_bytes(linear, &mut area[..EXTENDED]).map_err(fault)?;
+    vcpu.read_bytes(linear, &mut area[..EXTENDED]).map_err(|trap| stack_error(op, trap))?;
     let bytes: [u8; 64] = std::array::from_fn(|i| area[XSTATE_BV + i]);
     let header = check_header(&bytes, kind, enabled, model.xsavec)?;
-
-    let layout: Vec<_> = model.places(header.compacted.unwrap_or(wanted), header.compacted.is_some()).collect();
+    let places = || model.places(header.compacted.unwrap_or(wanted), header.compacted.is_some());
     let read = wanted & header.in_use;
-    for (n, place) in layout.iter().filter(|(n, _)| read >> n & 1 != 0) {
-        let (size, skip) = visible(vcpu, *n, place.size);
-        let at = place.offset + skip;
-        let address = vcpu.linear(op, (at + size) as u64, false)?.wrapping_add(at as u64);
-        if size != 0 {
-            vcpu.read_bytes(address, &mut area[at..at + size]).map_err(fault)?;
-        }
+    for (n, place) in places().filter(|(n, _)| read >> n & 1 != 0) {
+        read_component(vcpu, op, n, place, &mut area)?;
     }
     let legacy: [u8; 416] = std::array::from_fn(|i| area[i]);
-    let value = u32::from_le_bytes(std::array::from_fn(|i| area[image::MXCSR + i]));
     let loads_mxcsr = match header.compacted {
         None => wanted & (SSE | AVX) != 0,
         Some(_) => read & SSE != 0,
     };
-    if loads_mxcsr {
-        check_mxcsr(vcpu, value)?;
-    }
+    let value = u32::from_le_bytes(std::array::from_fn(|i| area[image::MXCSR + i]));
+    let value = if loads_mxcsr { value } else { mxcsr::RESET };
+    check_mxcsr(vcpu, value)?;
 
     // Nothing can fail any more.
-    if loads_mxcsr {
+    if loads_mxcsr || wanted & SSE != 0 {
         vcpu.fpu.set_mxcsr(value);
-    } else if wanted & SSE != 0 {
-        vcpu.fpu.set_mxcsr(mxcsr::RESET);
     }
     restore(vcpu, wanted, read, &legacy, WIDE);
-    for (n, place) in layout.iter().filter(|(n, _)| read >> n & 1 != 0) {
-        let (size, _) = visible(vcpu, *n, place.size);
-        load_visible(&mut vcpu.fpu, *n, &area[place.offset..place.offset + place.size], size);
+    for (n, place) in places().filter(|(n, _)| read >> n & 1 != 0) {
+        let size = visible(vcpu, n, place.size);
+        load_visible(&mut vcpu.fpu, n, &area[place.offset..place.offset + place.size], size);
     }
     Ok(())
+}
+
+/// Reads what the mode can see of component `n` to its place in `area`.
+fn read_component(vcpu: &mut Vcpu, op: &Op, n: u32, place: Place, area: &mut [u8; MAX_AREA]) -> Step {
+    let end = place.offset + visible(vcpu, n, place.size);
+    let start = vcpu.linear(op, end as u64, false)?;
+    let at = vcpu.element_address(start, place.offset);
+    match area.get_mut(place.offset..end) {
+        Some(bytes) if !bytes.is_empty() => vcpu.read_bytes(at, bytes).map_err(|trap| stack_error(op, trap)),
+        _ => Ok(()),
+    }
 }
 
 /// Loads the legacy components of `read`, and initialises the rest of `wanted`.

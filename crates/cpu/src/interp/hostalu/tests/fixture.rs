@@ -85,6 +85,14 @@ impl Bench {
         bench
     }
 
+    /// Sets the limit of DS.
+    pub(in crate::interp) fn limit_data(&mut self, limit: u32) {
+        let mut state = self.vcpu.state();
+        state.segments[seg::DS].limit = limit;
+        self.vcpu.set_state(&state);
+        self.mode = self.vcpu.mode;
+    }
+
     /// Real mode, all segments 0 but for CS = 0x100.
     pub(in crate::interp) fn real() -> Self {
         let mut bench = Self::new();

@@ -178,3 +178,22 @@ fn scatters_go_on_after_a_fault() {
     assert_eq!(bench.vcpu.fpu.opmasks[1], 0);
     assert_eq!(bench.bytes(BEHIND - 4), [2, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0]);
 }
+
+#[test]
+fn segment_limits_count_for_wanted_elements_only() {
+    let mut bench = Bench::protected();
+    if !has_avx512(&mut bench) {
+        return;
+    }
+    bench.limit_data(0x20_001f);
+    bench.vcpu.regs[6] = 0x20_0000;
+    bench.put(0x20_0000, &[1; 64]);
+    let (load, store) = ([0x62, 0xf1, 0x7e, 0xc9, 0x6f, 0x06], [0x62, 0xf1, 0x7e, 0x49, 0x7f, 0x06]);
+    bench.vcpu.fpu.opmasks[1] = 0xff;
+    assert_eq!(bench.run(&load), Ok(()));
+    assert_eq!(vector(&bench, 0)[7..9], [0x0101_0101, 0]);
+    assert_eq!(bench.run(&store), Ok(()));
+    bench.vcpu.fpu.opmasks[1] = 0x1ff;
+    assert_eq!(bench.run(&load), Err(Trap::gp(0)));
+    assert_eq!(bench.run(&store), Err(Trap::gp(0)));
+}
