@@ -80,12 +80,15 @@ mod mask {
         bits(&[0, 1, 3, 5, 6, 7, 8, 9, 10, 16, 17, 18, 19, 20, 21, 23, 24, 28, 29, 30, 31]);
     /// VBMI, UMIP, VBMI2, GFNI, VAES, VPCLMULQDQ, VNNI, BITALG, VPOPCNTDQ, RDPID.
     pub(super) const LEAF7_ECX: u32 = bits(&[1, 2, 6, 8, 9, 10, 11, 12, 14, 22]);
-    /// Fast short REP MOV.
-    pub(super) const LEAF7_EDX: u32 = bits(&[4]);
-    /// AVX-VNNI, AVX512-BF16, fast zero-length REP MOVSB, fast short REP STOSB, fast short REP CMPSB/SCASB.
-    pub(super) const LEAF7_1_EAX: u32 = bits(&[4, 5, 10, 11, 12]);
-    /// LAHF in long mode, CMP legacy, CR8 legacy, ABM, SSE4A, PREFETCHW.
-    pub(super) const EXT1_ECX: u32 = bits(&[0, 1, 4, 5, 6, 8]);
+    /// Fast short REP MOV, VP2INTERSECT, AVX512-FP16.
+    pub(super) const LEAF7_EDX: u32 = bits(&[4, 8, 23]);
+    /// SHA512, SM3, SM4, AVX-VNNI, AVX512-BF16, fast zero-length REP MOVSB, fast short REP STOSB, fast short REP CMPSB/SCASB,
+    /// AVX-IFMA.
+    pub(super) const LEAF7_1_EAX: u32 = bits(&[0, 1, 2, 4, 5, 10, 11, 12, 23]);
+    /// AVX-VNNI-INT8, AVX-NE-CONVERT, AVX-VNNI-INT16.
+    pub(super) const LEAF7_1_EDX: u32 = bits(&[4, 5, 10]);
+    /// LAHF in long mode, CMP legacy, CR8 legacy, ABM, SSE4A, misaligned SSE, PREFETCHW, XOP, FMA4.
+    pub(super) const EXT1_ECX: u32 = bits(&[0, 1, 4, 5, 6, 7, 8, 11, 16]);
     /// SYSCALL, NX, MMXEXT, 1 GB pages, RDTSCP, long mode, and AMD's copies of leaf 1.
     pub(super) const EXT1_EDX: u32 =
         bits(&[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 13, 14, 15, 16, 17, 20, 22, 23, 24, 26, 27, 29]);
@@ -124,7 +127,8 @@ impl Features {
             [sub, seven[1] & mask::LEAF7_EBX, seven[2] & mask::LEAF7_ECX, seven[3] & mask::LEAF7_EDX],
         );
         if sub >= 1 {
-            model.add(7, Some(1), [cpuid(7, 1)[0] & mask::LEAF7_1_EAX, 0, 0, 0]);
+            let one = cpuid(7, 1);
+            model.add(7, Some(1), [one[0] & mask::LEAF7_1_EAX, 0, 0, one[3] & mask::LEAF7_1_EDX]);
         }
         model.add_topology_leaf_b(place);
         model.add_xsave(&cpuid);
@@ -196,14 +200,14 @@ impl Features {
 
     /// Size in bytes of an XSAVE area for the components in `xcr0`, in standard or compacted format (SDM vol. 1, 13.4).
     pub fn xsave_size(&self, xcr0: u64, compacted: bool) -> u32 {
-        let mut end = 576;
+        let mut end = 576u32;
         for i in (2..63).filter(|i| xcr0 >> i & 1 != 0) {
             let [size, offset, flags, _] = self.leaf(0xd, i);
             if compacted {
-                let start = if flags & 2 != 0 { u32::next_multiple_of(end, 64) } else { end };
-                end = start + size;
+                let start = if flags & 2 != 0 { end.checked_next_multiple_of(64).unwrap_or(end) } else { end };
+                end = start.saturating_add(size);
             } else {
-                end = end.max(offset + size);
+                end = end.max(offset.saturating_add(size));
             }
         }
         end

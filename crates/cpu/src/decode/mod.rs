@@ -153,8 +153,8 @@ pub(crate) fn end(run: Handler) -> Option<Choice> {
 /// What a family's `select` may look at, and where it may refine the operation.
 pub(crate) struct Decoding<'a> {
     pub(crate) instruction: &'a Instruction,
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
     pub(crate) bytes: &'a [u8],
-    pub(crate) mode: Mode,
     pub(crate) features: &'a crate::Features,
     pub(crate) host_alu: &'a mut interp::hostalu::HostAlu,
     pub(crate) op: &'a mut Op,
@@ -217,7 +217,7 @@ pub(crate) fn decode_one(
     let bytes = &bytes[..instruction.len()];
     let mut op = operand::empty(undefined, instruction.len() as u8);
     let shape = operand::fill(&mut op, &instruction, mode);
-    let mut decoding = Decoding { instruction: &instruction, bytes, mode, features, host_alu, op: &mut op, shape };
+    let mut decoding = Decoding { instruction: &instruction, bytes, features, host_alu, op: &mut op, shape };
     let choice = FAMILIES.iter().find_map(|select| select(&mut decoding));
     let choice = choice.unwrap_or(Choice { run: undefined, flow: Flow::End });
     op.run = choice.run;
