@@ -15,6 +15,8 @@ pub(crate) const DR6_BT: u64 = 1 << 15;
 const DR6_HITS: u64 = 15;
 /// DR7.GD: MOV to and from debug registers traps.
 const DR7_GD: u64 = 1 << 13;
+/// IA32_DEBUGCTL.BTF: single-step on branches.
+const DEBUGCTL_BTF: u64 = 2;
 /// IA32_DEBUGCTL.LBR and BTF, which a debug exception clears.
 const DEBUGCTL_LBR_BTF: u64 = 3;
 
@@ -42,6 +44,14 @@ impl Vcpu {
     pub(crate) fn forget_debug_trap(&mut self) {
         self.pending_dr6 = 0;
         self.attention &= !attention::DEBUG_TRAP;
+    }
+
+    /// With IA32_DEBUGCTL.BTF only branches that are taken are followed by a single-step trap (SDM vol. 3, 18.4.5).
+    pub(crate) fn step_on_branches(&mut self, start: u64, op: Option<&crate::decode::Op>) {
+        let falls_through = op.is_some_and(|op| self.rip() == start.wrapping_add(u64::from(op.len)));
+        if self.msrs.debugctl & DEBUGCTL_BTF != 0 && falls_through {
+            self.stepping = false;
+        }
     }
 
     /// Whether an instruction breakpoint matches RIP; notes it in `pending_dr6`.

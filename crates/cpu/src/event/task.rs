@@ -306,7 +306,10 @@ impl Vcpu {
     pub(crate) fn finish_switch(&mut self, switched: Step) -> Step {
         match switched {
             Ok(()) => Ok(()),
-            Err(Trap::Fault(exception)) => self.deliver_exception(exception).and(Err(Trap::Leave)),
+            Err(Trap::Fault(exception)) => {
+                self.stepping = false;
+                self.deliver_exception(exception).and(Err(Trap::Leave))
+            }
             other => other,
         }
     }

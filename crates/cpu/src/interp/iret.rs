@@ -132,6 +132,7 @@ impl Vcpu {
         self.set_segment(seg::CS, segment_8086(cs));
         self.set_rip(ip);
         self.merge_flags(image, writable);
+        self.update_access_mode();
         Ok(())
     }
 

@@ -276,6 +276,7 @@ impl Vcpu {
         };
         let ops = self.cache.take_ops(block);
         self.block_end = if single { 1.min(ops.len()) } else { ops.len() };
+        let start = self.rip();
         let mut result = Ok(());
         let mut i = 0;
         while i < self.block_end {
@@ -284,6 +285,9 @@ impl Vcpu {
                 break;
             }
             i += 1;
+        }
+        if self.stepping {
+            self.step_on_branches(start, ops.first());
         }
         self.cache.put_back(block, ops);
         result

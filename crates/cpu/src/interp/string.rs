@@ -201,7 +201,9 @@ fn repeated<T: Int, E: Element>(vcpu: &mut Vcpu, op: &Op) -> Step {
         if count == 0 {
             return Ok(());
         }
-        let mut done = E::many::<T>(vcpu, op, count)?;
+        // A single-step trap follows every element.
+        let stepped = vcpu.attention & attention::SINGLE_STEP != 0;
+        let mut done = if stepped { 0 } else { E::many::<T>(vcpu, op, count)? };
         if done == 0 {
             E::one::<T>(vcpu, op)?;
             done = 1;
@@ -211,9 +213,7 @@ fn repeated<T: Int, E: Element>(vcpu: &mut Vcpu, op: &Op) -> Step {
         if E::COMPARES && vcpu.flags.zf() != (op.flags & op_flag::REP != 0) {
             return Ok(());
         }
-        if count != done
-            && (vcpu.events.pending() != 0 || vcpu.attention & attention::SINGLE_STEP != 0 || vcpu.block_end == 0)
-        {
+        if count != done && (vcpu.events.pending() != 0 || stepped || vcpu.block_end == 0) {
             // Pause here; the instruction runs again for the rest, without another instruction breakpoint.
             vcpu.flags.sys |= rflags::RF;
             vcpu.attention |= attention::RESUME;

@@ -230,6 +230,9 @@ impl Vcpu {
     #[inline]
     pub(crate) fn update_access_mode(&mut self) {
         self.tlb.set_mode(self.cpl == 3, self.smap_off());
+        if self.cpl == 3 && self.flags.sys & rflags::AC != 0 && self.cr0 & cr0::AM != 0 {
+            self.tlb.force_mode(crate::mmu::tlb::AccessMode::UserAligned);
+        }
     }
 
     /// Whether supervisor accesses to user pages are allowed.

@@ -161,13 +161,59 @@ fn single_step_traps_after_each_instruction() {
     assert_eq!(m.stack::<u64>(0), at::CODE + 1);
     assert_eq!(m.stack::<u64>(2), rflags::TF | rflags::FIXED);
     assert_eq!(m.vcpu.rflags() & rflags::TF, 0);
-    assert_eq!(m.vcpu.dr6 & 0xf00f, 1 << 14 & 0xf00f | 0x4000);
+    assert_eq!(m.vcpu.dr6, 0xffff_4ff0);
     m.code(|a| a.iretq());
     m.step(1);
     assert_eq!(m.vcpu.rip(), at::CODE + 1);
     m.step(2);
     m.assert_in_handler(1);
     assert_eq!(m.stack::<u64>(0), at::CODE + 2);
+}
+
+#[test]
+fn single_step_on_branches() {
+    let mut m = Machine::long();
+    m.vcpu.msrs.debugctl = 2;
+    m.code(|a| {
+        a.nop()?;
+        a.nop()?;
+        a.jmp(0x9000)
+    });
+    m.set_flags(rflags::TF, 0);
+    m.step(4);
+    m.assert_in_handler(1);
+    assert_eq!(m.stack::<u64>(0), 0x9000);
+    assert_eq!(m.vcpu.msrs.debugctl, 0);
+}
+
+#[test]
+fn a_repeated_string_instruction_goes_on_behind_its_breakpoint() {
+    let mut m = Machine::long();
+    m.code(|a| a.rep().stosb());
+    m.set_reg(gpr::RDI, 0x5000);
+    m.set_reg(gpr::RCX, 3);
+    m.set_flags(rflags::TF | rflags::RF, 0);
+    m.vcpu.dr[0] = at::CODE;
+    m.vcpu.dr7 |= 1;
+    m.vcpu.update_debug_attention();
+    m.step(2);
+    m.assert_in_handler(1);
+    assert_eq!((m.stack::<u64>(0), m.vcpu.dr6 & 15), (at::CODE, 0));
+    assert_ne!(m.stack::<u64>(2) & rflags::RF, 0);
+}
+
+#[test]
+fn alignment_is_checked_in_ring_3() {
+    let mut m = Machine::long().into_user();
+    m.vcpu.cr0 |= platform::x86::cr0::AM;
+    m.set_flags(rflags::AC, 0);
+    m.code(|a| {
+        a.mov(ebx, dword_ptr(0x5004))?;
+        a.mov(ebx, dword_ptr(0x5002))
+    });
+    m.step(2);
+    m.assert_in_handler(17);
+    assert_eq!((m.stack::<u64>(0), m.stack::<u64>(1)), (0, at::CODE + 7));
 }
 
 #[test]
