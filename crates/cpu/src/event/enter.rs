@@ -15,13 +15,13 @@ use crate::{Step, Trap, Vcpu};
 /// What is delivered.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Event {
-    vector: u8,
+    pub(super) vector: u8,
     /// Error code to push, outside real mode.
-    error: Option<u16>,
+    pub(super) error: Option<u16>,
     /// INT n, INT3 or INTO: the gate's privilege level counts, and errors do not have EXT set.
     software: bool,
     /// The saved RF is set.
-    resumes: bool,
+    pub(super) resumes: bool,
 }
 
 impl Event {
@@ -36,12 +36,13 @@ impl Event {
     }
 
     /// Bit 0 of error codes: the event is external to the program.
-    fn ext(&self) -> u16 {
+    #[inline]
+    pub(super) fn ext(&self) -> u16 {
         u16::from(!self.software)
     }
 
     /// Error code that names the gate.
-    fn gate_error(&self) -> u16 {
+    pub(super) fn gate_error(&self) -> u16 {
         u16::from(self.vector) << 3 | 2 | self.ext()
     }
 }
@@ -62,57 +63,8 @@ impl Vcpu {
         }
     }
 
-    // ------------------------------------------------------------ long mode
-
-    fn enter_long(&mut self, event: &Event) -> Step {
-        let (gate, high) = self.long_gate(event)?;
-        let ext = event.ext();
-        let selector = gate.gate_selector();
-        let (code, level) = self.handler_code(selector, ext)?;
-        let rip = self.check_entry(code, gate.gate_offset() | high << 32, ext)?;
-        let rsp = self.long_stack(level, gate.gate_ist(), ext)?;
-        // The hardware aligns the frame.
-        let mut frame = Frame::long(rsp & !15, ext);
-        let saved = [
-            u64::from(self.segments[seg::SS].selector),
-            self.regs[gpr::RSP],
-            self.saved_flags(event.resumes),
-            u64::from(self.segments[seg::CS].selector),
-            self.rip(),
-        ];
-        self.at_level(level, |vcpu| {
-            for value in saved {
-                vcpu.push_frame(&mut frame, 8, value)?;
-            }
-            event.error.map_or(Ok(()), |error| vcpu.push_frame(&mut frame, 8, u64::from(error)))
-        })?;
-        self.mark_accessed(code)?;
-        if level != self.cpl {
-            self.put_segment(seg::SS, null_segment(u16::from(level), level));
-        }
-        self.regs[gpr::RSP] = frame.rsp();
-        self.finish_entry(gate.kind(), code.segment(selector & !3 | u16::from(level)), level, rip);
-        Ok(())
-    }
-
-    /// The 64-bit gate of the event, and bits 63:32 of its offset.
     #[inline]
-    fn long_gate(&mut self, event: &Event) -> Step<(Descriptor, u64)> {
-        let offset = u64::from(event.vector) * 16;
-        if offset + 15 > u64::from(self.idtr.limit) {
-            return Err(Trap::gp(event.gate_error()));
-        }
-        let address = self.idtr.base.wrapping_add(offset);
-        let (low, high) = self.as_system(|vcpu| Ok((vcpu.load(address)?, vcpu.load(address.wrapping_add(8))?)))?;
-        let gate = Descriptor::new(low, address);
-        if !matches!(gate.kind(), kind::INTERRUPT32 | kind::TRAP32) {
-            return Err(Trap::gp(event.gate_error()));
-        }
-        self.check_gate(event, gate)?;
-        Ok((gate, high))
-    }
-
-    fn check_gate(&self, event: &Event, gate: Descriptor) -> Step {
+    pub(super) fn check_gate(&self, event: &Event, gate: Descriptor) -> Step {
         if event.software && gate.dpl() < self.cpl {
             return Err(Trap::gp(event.gate_error()));
         }
@@ -124,7 +76,7 @@ impl Vcpu {
 
     /// The handler's code segment and privilege level.
     #[inline]
-    fn handler_code(&mut self, selector: u16, ext: u16) -> Step<(Descriptor, u8)> {
+    pub(super) fn handler_code(&mut self, selector: u16, ext: u16) -> Step<(Descriptor, u8)> {
         let refusal = Refusal::gp(ext);
         if is_null(selector) {
             return Err(refusal.of(0));
@@ -142,22 +94,6 @@ impl Vcpu {
             return Err(refusal.absent(vector::NP, selector));
         }
         Ok((code, level))
-    }
-
-    /// The stack pointer for privilege level `level` in long mode: from the interrupt stack table, from the TSS if the level
-    /// changes, else the current one.
-    #[inline]
-    pub(crate) fn long_stack(&mut self, level: u8, ist: u64, ext: u16) -> Step<u64> {
-        let offset = match ist {
-            0 if level == self.cpl => return Ok(self.regs[gpr::RSP]),
-            0 => 4 + 8 * u64::from(level),
-            n => 0x1c + 8 * n,
-        };
-        if offset + 7 > u64::from(self.tr.limit) {
-            return Err(Refusal::ts(ext).of(self.tr.selector));
-        }
-        let address = self.tr.base.wrapping_add(offset);
-        self.as_system(|vcpu| vcpu.load(address))
     }
 
     // ------------------------------------------------------------ protected and virtual-8086 mode
@@ -247,7 +183,7 @@ impl Vcpu {
 
     /// The end of every entry in protected mode.
     #[inline]
-    fn finish_entry(&mut self, gate: u8, code: Segment, level: u8, rip: u64) {
+    pub(super) fn finish_entry(&mut self, gate: u8, code: Segment, level: u8, rip: u64) {
         let mut cleared = rflags::TF | rflags::NT | rflags::RF | rflags::VM;
         if matches!(gate, kind::INTERRUPT16 | kind::INTERRUPT32) {
             cleared |= rflags::IF;

@@ -40,7 +40,7 @@ fn into(vcpu: &mut Vcpu, _: &Op) -> Step {
 impl Vcpu {
     /// Loads RFLAGS from an image of `size` bytes as IRET may at the current privilege level.
     #[inline]
-    fn load_returned_flags(&mut self, image: u64, size: u64) {
+    pub(crate) fn load_returned_flags(&mut self, image: u64, size: u64) {
         let mut writable = rflags::ARITHMETIC | rflags::TF | rflags::DF | rflags::NT;
         if size > 2 {
             writable |= rflags::RF | rflags::AC | rflags::ID;
@@ -82,6 +82,9 @@ impl Vcpu {
             }
             let switched = self.return_from_task()?;
             self.finish_switch(switched)
+        } else if size == 8 {
+            // There is no 64-bit operand size outside 64-bit mode.
+            self.iretq()
         } else {
             self.iret_protected(size)
         }

@@ -91,6 +91,7 @@ impl Vcpu {
     }
 
     /// Runs `access` with the permissions of the CPU itself (descriptor tables, TSS), whatever the privilege level.
+    #[inline(always)]
     pub(crate) fn as_system<R>(&mut self, access: impl FnOnce(&mut Self) -> R) -> R {
         use crate::mmu::tlb::AccessMode;
         let smap = self.cr4 & platform::x86::cr4::SMAP != 0;

@@ -126,6 +126,54 @@ impl Vcpu {
         if matches!(size, 2 | 4 | 8) { self.check_alignment(linear, size) } else { Ok(()) }
     }
 
+    /// Loads consecutive quadwords: stack frames, 16-byte gates.
+    #[inline(always)]
+    pub(crate) fn load_words<const N: usize>(&mut self, linear: u64) -> Step<[u64; N]> {
+        let entry = self.tlb.slot(linear);
+        if entry.read == linear & !0xfff && linear & 0xfff <= 0x1000 - 8 * N as u64 {
+            // SAFETY: as for `load`.
+            return Ok(unsafe { ptr::read_unaligned(entry.addend.wrapping_add(linear) as *const [u64; N]) });
+        }
+        self.load_words_slow(linear)
+    }
+
+    #[cold]
+    fn load_words_slow<const N: usize>(&mut self, linear: u64) -> Step<[u64; N]> {
+        self.check_alignment(linear, 8)?;
+        let mut words = [0; N];
+        let mut at = linear;
+        for word in &mut words {
+            let mut bytes = [0; 8];
+            self.read_bytes(at, &mut bytes)?;
+            *word = u64::from_le_bytes(bytes);
+            at = self.advance(at, 8);
+        }
+        Ok(words)
+    }
+
+    /// Stores consecutive quadwords, the first at the lowest address.
+    #[inline(always)]
+    pub(crate) fn store_words<const N: usize>(&mut self, linear: u64, words: [u64; N]) -> Step {
+        let entry = self.tlb.slot(linear);
+        if entry.write == linear & !0xfff && linear & 0xfff <= 0x1000 - 8 * N as u64 {
+            // SAFETY: as for `store`.
+            unsafe { ptr::write_unaligned(entry.addend.wrapping_add(linear) as *mut [u64; N], words) };
+            return Ok(());
+        }
+        self.store_words_slow(linear, &words)
+    }
+
+    /// From the last to the first, as pushes do, so that a fault has the address that a push would have.
+    #[cold]
+    fn store_words_slow(&mut self, linear: u64, words: &[u64]) -> Step {
+        self.check_alignment(linear, 8)?;
+        for (i, word) in words.iter().enumerate().rev() {
+            let at = linear.wrapping_add(8 * i as u64);
+            self.write_bytes(at, &word.to_le_bytes())?;
+        }
+        Ok(())
+    }
+
     #[cold]
     fn load_slow(&mut self, linear: u64, size: u64) -> Step<u64> {
         let mut bytes = [0; 8];

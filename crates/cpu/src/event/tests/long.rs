@@ -52,6 +52,38 @@ fn an_interrupt_from_ring_3_switches_the_stack_and_iretq_returns() {
 }
 
 #[test]
+fn a_frame_may_cross_pages() {
+    let mut m = Machine::long();
+    m.set_reg(gpr::RSP, 0x6010);
+    m.code(|a| a.int(0xff));
+    m.vcpu.idtr.limit = 0xff0;
+    m.code_at(Machine::handler(13), |a| {
+        a.add(rsp, 8)?;
+        a.iretq()
+    });
+    m.step(1);
+    m.assert_in_handler(13);
+    let frame: [u64; 6] = std::array::from_fn(|i| m.stack(i as u64));
+    let flags = rflags::FIXED | rflags::RF;
+    assert_eq!(frame, [0x7fa, at::CODE, u64::from(sel::CODE64), flags, 0x6010, u64::from(sel::DATA)]);
+    m.step(2);
+    assert_eq!((m.vcpu.rip(), m.reg(gpr::RSP)), (at::CODE, 0x6010));
+}
+
+#[test]
+fn a_stack_pointer_that_is_not_canonical_is_a_stack_fault() {
+    let mut m = Machine::long();
+    m.put(at::TSS + 4, 1u64 << 47);
+    m.put(at::TSS + 0x24, at::STACK);
+    m.set_gate64(12, sel::CODE64, Machine::handler(12), 0x8e, 1);
+    let mut m = m.into_user();
+    m.code(|a| a.ud2());
+    m.step(1);
+    m.assert_in_handler(12);
+    assert_eq!(m.stack::<u64>(0), 1);
+}
+
+#[test]
 fn a_trap_gate_leaves_if() {
     let mut m = Machine::long();
     m.set_gate64(6, sel::CODE64, Machine::handler(6), 0x8f, 0);
