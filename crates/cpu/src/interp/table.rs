@@ -14,29 +14,22 @@ use crate::trap::vector;
 use crate::{Step, Trap, Vcpu};
 
 impl Vcpu {
-    /// Size of a table's base in memory: 8 bytes in 64-bit mode, else 4.
-    fn table_base_size(&self) -> usize {
-        if self.in_64bit() { 8 } else { 4 }
-    }
-
+    /// Limit and base; `op.osize` is the number of bytes of the base that count.
     fn load_table(&mut self, op: &Op) -> Step<DescriptorTable> {
         self.require_cpl0()?;
-        let size = self.table_base_size();
+        // Three bytes are read as four.
+        let size = usize::from(op.osize.next_power_of_two() & 15);
         let linear = self.linear(op, size as u64 + 2, false)?;
         let mut bytes = [0; 10];
-        self.read_bytes(linear, &mut bytes[..size + 2]).map_err(|trap| stack_error(op, trap))?;
-        if !self.in_64bit() && op.osize == 2 {
-            // With 16-bit operand size the base has 24 bits.
-            bytes[5] = 0;
-        }
+        self.read_bytes(linear, &mut bytes[..size.min(8) + 2]).map_err(|trap| stack_error(op, trap))?;
         let limit = u16::from_le_bytes([bytes[0], bytes[1]]);
-        let base = bytes[2..].iter().rev().fold(0, |value, &byte| value << 8 | u64::from(byte));
+        let base = bytes[2..].iter().take(op.osize.into()).rev().fold(0, |value, &byte| value << 8 | u64::from(byte));
         if is_canonical(base) || !self.long_mode() { Ok(DescriptorTable { base, limit }) } else { Err(Trap::gp(0)) }
     }
 
     fn store_table(&mut self, op: &Op, table: DescriptorTable) -> Step {
         self.refuse_umip()?;
-        let size = self.table_base_size();
+        let size = usize::from(op.osize).min(8);
         let linear = self.linear(op, size as u64 + 2, true)?;
         let mut bytes = [0; 10];
         bytes[..2].copy_from_slice(&table.limit.to_le_bytes());
@@ -256,15 +249,18 @@ pub(crate) fn select(d: &mut Decoding<'_>) -> Option<Choice> {
         };
     }
     let run: Handler = match d.instruction.mnemonic() {
-        N::Lgdt | N::Lidt => {
+        N::Lgdt | N::Lidt | N::Sgdt | N::Sidt => {
+            // With 16-bit operand size 24 bits of the base are loaded, but 32 stored.
             use iced_x86::Code as C;
             let narrow = matches!(d.instruction.code(), C::Lgdt_m1632_16 | C::Lidt_m1632_16);
-            d.op.osize = if narrow { 2 } else { 4 };
-            // What the tables say is looked at afresh every time.
-            return next(if d.instruction.mnemonic() == N::Lgdt { lgdt } else { lidt });
+            d.op.osize = if d.mode.is_64() { 8 } else { 4 - u8::from(narrow) };
+            match d.instruction.mnemonic() {
+                N::Lgdt => lgdt,
+                N::Lidt => lidt,
+                N::Sgdt => sgdt,
+                _ => sidt,
+            }
         }
-        N::Sgdt => sgdt,
-        N::Sidt => sidt,
         N::Sldt => form!(d.shape[0], sldt),
         N::Str => form!(d.shape[0], str),
         N::Lldt => form!(d.shape[0], lldt),

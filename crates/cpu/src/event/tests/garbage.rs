@@ -64,7 +64,7 @@ fn entry(random: &mut Random) -> u64 {
     match random.below(3) {
         // Flat, or a gate to somewhere near.
         0 => access << 40 | (noise & 0xf0 << 48) | 0xf << 48 | 0xffff,
-        1 => access << 40 | random.below(0x40) * 8 << 16 | random.below(0x8000) + 0x4000,
+        1 => access << 40 | random.below(0x40) << 19 | (random.below(0x8000) + 0x4000),
         _ => noise,
     }
 }

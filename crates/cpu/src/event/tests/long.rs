@@ -73,7 +73,7 @@ fn a_frame_may_cross_pages() {
 #[test]
 fn a_stack_pointer_that_is_not_canonical_is_a_stack_fault() {
     let mut m = Machine::long();
-    m.put(at::TSS + 4, 1u64 << 47);
+    m.put(at::TSS + 4, 1u64 << 48);
     m.put(at::TSS + 0x24, at::STACK);
     m.set_gate64(12, sel::CODE64, Machine::handler(12), 0x8e, 1);
     let mut m = m.into_user();

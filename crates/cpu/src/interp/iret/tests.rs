@@ -100,7 +100,7 @@ fn a_16_bit_iret_leaves_the_upper_flags() {
 
 #[test]
 fn iret_opens_the_window_for_a_waiting_interrupt() {
-    let mut m = Machine::long();
+    let m = Machine::long();
     m.world.interrupts.lock().unwrap().push_back(0x40);
     m.vcpu.events().raise(crate::event::request::bit::INTERRUPT);
     let mut m = iretq(m, frame(sel::CODE64, rflags::IF, sel::DATA));

@@ -41,7 +41,7 @@ fn sysret_to_32_bits() {
     let mut m = Machine::long();
     set_star(&mut m);
     m.set_reg(RCX, 0xffff_ffff_0000_5000);
-    m.set_reg(R11, u64::MAX & !rflags::TF);
+    m.set_reg(R11, !rflags::TF);
     m.code(|a| a.sysret());
     m.step(1);
     assert_eq!((m.vcpu.rip(), m.vcpu.cpl, m.vcpu.in_64bit()), (0x5000, 3, false));
