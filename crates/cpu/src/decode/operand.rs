@@ -207,7 +207,8 @@ pub(super) fn set_segment(op: &mut Op, segment: Register, mode: Mode) {
         op.seg = if index == seg::FS || index == seg::GS { index as u8 } else { NULL_SEG as u8 };
     } else {
         op.seg = index as u8;
-        let flat = mode.is_flat() && index != seg::FS && index != seg::GS;
+        // Code is never writable, however flat.
+        let flat = mode.is_flat() && matches!(index, seg::DS | seg::ES | seg::SS);
         op.ea = if flat { Ea::Flat } else { Ea::Checked };
     }
 }

@@ -272,12 +272,24 @@ impl Vcpu {
     fn execute(&mut self, single: bool) -> Step {
         let block = match self.fetch()? {
             Code::Cached(block) => block,
-            Code::Uncached(op) => return self.run_op(&op),
+            Code::Uncached(op) => {
+                if self.near_limit() && self.within_limit(std::slice::from_ref(&op)) == 0 {
+                    return Err(Trap::gp(0));
+                }
+                return self.run_op(&op);
+            }
         };
         let ops = self.cache.take_ops(block);
         self.block_end = if single { 1.min(ops.len()) } else { ops.len() };
         let start = self.rip();
         let mut result = Ok(());
+        if self.near_limit() {
+            let inside = self.within_limit(&ops);
+            if inside == 0 {
+                result = Err(Trap::gp(0));
+            }
+            self.block_end = self.block_end.min(inside);
+        }
         let mut i = 0;
         while i < self.block_end {
             result = self.run_op(&ops[i]);
@@ -291,6 +303,25 @@ impl Vcpu {
         }
         self.cache.put_back(block, ops);
         result
+    }
+
+    /// Whether a block at RIP might reach beyond the limit of CS.
+    #[inline(always)]
+    fn near_limit(&self) -> bool {
+        let room = u64::from(self.segments[seg::CS].limit).wrapping_sub(self.regs[RIP]);
+        room < MAX_BLOCK_BYTES as u64 + 15 && !self.mode.is_64()
+    }
+
+    /// How many operations from RIP on lie wholly inside the limit of CS.
+    #[cold]
+    fn within_limit(&self, ops: &[Op]) -> usize {
+        let room = (u64::from(self.segments[seg::CS].limit) + 1).saturating_sub(self.regs[RIP]);
+        let mut end = 0;
+        let fits = |op: &&Op| {
+            end += u64::from(op.len);
+            end <= room
+        };
+        ops.iter().take_while(fits).count()
     }
 
     #[inline(always)]

@@ -220,7 +220,8 @@ impl Vcpu {
         self.mode = if self.long_mode() && cs.access & (1 << 13) != 0 {
             Mode::long64()
         } else {
-            let flat = [seg::ES, seg::CS, seg::SS, seg::DS].into_iter().all(|i| is_flat(&self.segments[i]));
+            let flat =
+                [seg::ES, seg::CS, seg::SS, seg::DS].into_iter().all(|i| is_flat(&self.segments[i], i == seg::CS));
             Mode::legacy(cs.access & (1 << 14) != 0, self.segments[seg::SS].access & (1 << 14) != 0, flat)
         };
         self.update_access_mode();
@@ -407,13 +408,13 @@ impl Vcpu {
     }
 }
 
-/// Present, accessed read/write expand-up data or readable code, base 0, limit 4 GiB: segmentation can be skipped.
-fn is_flat(segment: &Segment) -> bool {
+/// Present read/write expand-up data or, for CS, readable code, base 0, limit 4 GiB: segmentation can be skipped.
+fn is_flat(segment: &Segment, cs: bool) -> bool {
     const TYPE_CODE: u32 = 1 << 3;
     const RW: u32 = 1 << 1;
     const EXPAND_DOWN: u32 = 1 << 2;
     let access = segment.access;
     let usable = access & platform::x86::SEGMENT_UNUSABLE == 0 && access & 0x80 != 0 && access & RW != 0;
-    let kind = access & TYPE_CODE != 0 || access & EXPAND_DOWN == 0;
+    let kind = if access & TYPE_CODE != 0 { cs } else { access & EXPAND_DOWN == 0 };
     usable && kind && segment.base == 0 && segment.limit == u32::MAX
 }

@@ -100,7 +100,7 @@ impl Case {
             (true, Access::Fetch) => has(pte::U) && !has(pte::NX),
             (false, Access::Read) => !(has(pte::U) && smap),
             (false, Access::Write) => (has(pte::W) || !self.wp) && !(has(pte::U) && smap),
-            (false, Access::Fetch) => !has(pte::NX) && !(has(pte::U) && self.smep),
+            (false, Access::Fetch) => !(has(pte::NX) || has(pte::U) && self.smep),
         };
         if allowed { None } else { Some(error | code::P) }
     }
@@ -210,7 +210,7 @@ fn permissions_of_upper_levels(engine: EngineKind) {
             let (linear, table) = (0x40_0000u64 + (TARGET & 0xf_ffff), at::PAGES + 0xa000);
             let (slot, size) = if paging == Paging::Bits32 { (1, 4) } else { (2, 8) };
             for page in 0..4096 / size {
-                machine.set_entry(paging, table + size * page, at::FREE + (page << 12 & 0xf_ffff) | pte::ALL);
+                machine.set_entry(paging, table + size * page, (at::FREE + (page << 12 & 0xf_ffff)) | pte::ALL);
             }
             machine.set_entry(paging, machine.table_entry_at(paging) + size * slot, (table | pte::ALL) & !clear);
             if user {
@@ -225,18 +225,20 @@ fn permissions_of_upper_levels(engine: EngineKind) {
 
 /// Reserved bits fault whatever the rights are.
 fn reserved_bits(engine: EngineKind) {
-    let nx_off = |machine: &mut Machine| machine.state.efer &= !efer::NXE;
-    let nothing = |_: &mut Machine| ();
-    let cases: [(Paging, u64, fn(&mut Machine)); 5] = [
-        (Paging::Long, 1 << 51, nothing),
-        (Paging::Long, pte::NX, nx_off),
-        (Paging::Pae, pte::NX, nx_off),
-        (Paging::Pae, 1 << 52, nothing),
-        (Paging::Pae, 1 << 62, nothing),
-    ];
-    for (paging, bit, prepare) in cases.into_iter().filter(|case| modes(engine).contains(&case.0)) {
+    for (paging, bit, nxe) in [
+        (Paging::Long, 1 << 51, true),
+        (Paging::Long, pte::NX, false),
+        (Paging::Pae, pte::NX, false),
+        (Paging::Pae, 1 << 52, true),
+        (Paging::Pae, 1 << 62, true),
+    ] {
+        if !modes(engine).contains(&paging) {
+            continue;
+        }
         let mut machine = Machine::paged(engine, paging);
-        prepare(&mut machine);
+        if !nxe {
+            machine.state.efer &= !efer::NXE;
+        }
         machine.map_page(paging, TARGET, pte::ALL | bit);
         machine.code(|a| a.mov(dword_ptr(TARGET), eax));
         machine.run_to_handler(PF);
@@ -249,7 +251,7 @@ fn reserved_bits(engine: EngineKind) {
     machine.run_to_handler(PF);
     assert_eq!(machine.frame(true).error, code::P | code::RSVD);
     let mut machine = Machine::paged(engine, Paging::Long);
-    machine.put64(at::PAGES + 8, at::PAGES + 0x1000 | pte::ALL | pte::PS);
+    machine.put64(at::PAGES + 8, (at::PAGES + 0x1000) | pte::ALL | pte::PS);
     machine.code(|a| {
         a.mov(rdi, 0x80_0000_0000u64)?;
         a.mov(eax, dword_ptr(rdi))
@@ -370,7 +372,7 @@ fn two_address_spaces(engine: EngineKind) {
         machine.put32(TARGET + 0x1000, 2);
         let (one, two) = (machine.state.cr3 as u32, (machine.state.cr3 + delta) as u32);
         machine.code(|a| {
-            let mut to = |a: &mut CodeAssembler, table: u32, shift: i32| {
+            let to = |a: &mut CodeAssembler, table: u32, shift: i32| {
                 a.mov(eax, table)?;
                 if paging == Paging::Long { a.mov(cr3, rax) } else { a.mov(cr3, eax) }?;
                 a.shl(ebx, shift as u32)?;
