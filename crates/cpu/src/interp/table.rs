@@ -252,8 +252,11 @@ pub(crate) fn select(d: &mut Decoding<'_>) -> Option<Choice> {
         N::Lgdt | N::Lidt | N::Sgdt | N::Sidt => {
             // With 16-bit operand size 24 bits of the base are loaded, but 32 stored.
             use iced_x86::Code as C;
-            let narrow = matches!(d.instruction.code(), C::Lgdt_m1632_16 | C::Lidt_m1632_16);
-            d.op.osize = if d.mode.is_64() { 8 } else { 4 - u8::from(narrow) };
+            d.op.osize = match d.instruction.code() {
+                C::Lgdt_m1632_16 | C::Lidt_m1632_16 => 3,
+                C::Lgdt_m1664 | C::Lidt_m1664 | C::Sgdt_m1664 | C::Sidt_m1664 => 8,
+                _ => 4,
+            };
             match d.instruction.mnemonic() {
                 N::Lgdt => lgdt,
                 N::Lidt => lidt,
