@@ -205,6 +205,12 @@ impl Vm {
         }
     }
 
+    /// Waits for `text` on the console or for the end of the process; returns whether the text came.
+    pub fn shows(&mut self, text: &str) -> bool {
+        let child = &mut self.child;
+        self.console.wait_for(text, PATIENCE, || matches!(child.try_wait(), Ok(None))).is_ok()
+    }
+
     /// Waits for `text` on standard error; returns all text up to its end.
     ///
     /// # Panics

@@ -119,6 +119,24 @@ fn the_terminal_is_as_before_after_signals_that_end_the_process() {
 }
 
 #[test]
+fn the_terminal_is_as_before_when_the_start_is_interrupted() {
+    let folder = files::scratch();
+    let bhyve = Bhyve::small(folder.path(), &STDIO);
+    for _ in 0..10 {
+        let terminal = Terminal::new();
+        let before = terminal.modes();
+        let mut vm = bhyve.start_on(&terminal);
+        while !terminal.is_raw() {
+            let running = vm.is_running();
+            vm.check(running, "it ended");
+        }
+        vm.signal(Signal::TERM);
+        assert_eq!(vm.wait().signal(), Some(Signal::TERM.as_raw()));
+        assert_eq!(terminal.modes(), before);
+    }
+}
+
+#[test]
 fn the_terminal_is_as_before_when_the_start_fails() {
     let folder = files::scratch();
     let terminal = Terminal::new();

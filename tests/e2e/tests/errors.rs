@@ -1,0 +1,318 @@
+//! Mistakes on the command line and in what it names: one clear line each, the exit code that front ends know, and
+//! nothing left behind.
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::Path;
+
+use e2e::kernel::READY;
+use e2e::{Bhyve, Outcome, files, kernel};
+
+/// A folder with what the mistakes need: a kernel, parts of a kernel, disks.
+fn folder() -> tempfile::TempDir {
+    let folder = files::scratch();
+    let path = |name: &str| folder.path().join(name);
+    kernel::write_to(folder.path());
+    let debian = fs::read(files::guest_file("kernel-amd64/vmlinuz")).unwrap();
+    fs::write(path("truncated"), &debian[..100_000]).unwrap();
+    fs::write(path("header-only"), &debian[..0x300]).unwrap();
+    symlink(files::guest_file("kernel-amd64/vmlinuz"), path("vmlinuz")).unwrap();
+    fs::write(path("empty"), "").unwrap();
+    fs::write(path("text"), "#!/bin/sh\n").unwrap();
+    fs::write(path("bad.conf"), "cpus 4\n").unwrap();
+    fs::File::create(path("disk")).unwrap().set_len(1 << 20).unwrap();
+    fs::File::create(path("large")).unwrap().set_len(256 << 20).unwrap();
+    folder
+}
+
+const HERE: &str = "kernel.image=kernel";
+
+fn run(folder: &Path, args: &[&str]) -> Outcome {
+    Bhyve::new(args).in_folder(folder).run()
+}
+
+/// Checks that `args` end with `code` and one line that has all `words`; nothing is left behind.
+#[track_caller]
+fn refused(folder: &Path, args: &[&str], code: i32, words: &[&str]) {
+    let before = files::names_in(folder);
+    let outcome = run(folder, args);
+    let lines: Vec<_> = outcome.stderr.lines().collect();
+    assert_eq!(outcome.status.code(), Some(code), "{args:?}: {outcome:?}");
+    assert_eq!(lines.len(), 1, "{args:?}: {outcome:#?}");
+    assert_eq!(outcome.stdout, "", "{args:?}");
+    for word in words {
+        assert!(lines[0].contains(word), "{args:?}: no {word:?} in {:?}", lines[0]);
+    }
+    assert!(!lines[0].contains("panicked"), "{args:?}: {:?}", lines[0]);
+    assert_eq!(files::names_in(folder), before, "{args:?} left files behind");
+}
+
+#[test]
+fn nothing_to_boot() {
+    let folder = folder();
+    refused(folder.path(), &["vm"], 4, &["bhyve: virtual machine cannot be booted", "bootrom", "kernel.image"]);
+    refused(folder.path(), &["-s", "0,hostbridge", "-s", "31,lpc", "vm"], 4, &["virtual machine cannot be booted"]);
+}
+
+#[test]
+fn kernels_that_cannot_be_booted() {
+    let folder = folder();
+    let boot = |image: &str, words: &[&str]| {
+        refused(folder.path(), &["-m", "256M", "-o", &format!("kernel.image={image}"), "vm"], 4, words);
+    };
+    boot("missing", &["kernel missing", "No such file"]);
+    boot("truncated", &["kernel truncated is truncated", "100000"]);
+    boot("header-only", &["kernel header-only is truncated"]);
+    boot("empty", &["kernel empty is empty"]);
+    boot("text", &["kernel text is of unknown format", "bzImage"]);
+    boot(".", &["kernel . is not a regular file"]);
+}
+
+#[test]
+fn initrds_that_cannot_be_had() {
+    let folder = folder();
+    let boot = |initrd: &str, words: &[&str]| {
+        let initrd = format!("kernel.initrd={initrd}");
+        refused(folder.path(), &["-m", "128M", "-o", "kernel.image=vmlinuz", "-o", &initrd, "vm"], 4, words);
+    };
+    boot("missing", &["initrd missing", "No such file"]);
+    boot("empty", &["initrd empty is empty"]);
+    boot("large", &["no room for the initrd of 268435456 bytes", "134217728", "-m"]);
+}
+
+#[test]
+fn memory_sizes_that_make_no_sense() {
+    let folder = folder();
+    let start = |size: &str, code, words: &[&str]| {
+        refused(folder.path(), &["-m", size, "-o", HERE, "vm"], code, words);
+    };
+    start("0", 64, &["invalid memsize '0'"]);
+    start("0G", 64, &["invalid memsize '0G'"]);
+    start("", 64, &["invalid memsize ''"]);
+    start("much", 64, &["invalid memsize 'much'"]);
+    start("-1", 64, &["invalid memsize '-1'"]);
+    start("4GG", 64, &["invalid memsize '4GG'"]);
+    start("16E", 64, &["invalid memsize '16E'"]);
+    start("99999999999999999999", 64, &["invalid memsize '99999999999999999999'"]);
+    start("1E", 4, &["Unable to setup memory (1152921504606846976"]);
+    // Too small for any kernel.
+    refused(folder.path(), &["-m", "8", "-o", "kernel.image=vmlinuz", "vm"], 4, &["guest memory", "-m"]);
+}
+
+/// Possible on a host that grants all memory asked for; elsewhere refused. Never a crash.
+#[test]
+fn the_largest_memory_is_taken_or_refused() {
+    let folder = folder();
+    let mut vm = Bhyve::small(folder.path(), &["-m", "64T", "-l", "com1,stdio"]).start();
+    if vm.shows(READY) {
+        vm.send("p");
+        vm.expect_exit(1);
+    } else {
+        vm.expect_exit(4);
+        vm.wait_for_error("bhyve: Unable to setup memory (70368744177664 bytes)");
+    }
+}
+
+#[test]
+fn disks_that_cannot_be_had() {
+    let folder = folder();
+    let attach = |disk: &str, words: &[&str]| {
+        let slot = format!("3:0,virtio-blk,{disk}");
+        refused(folder.path(), &["-s", &slot, "-o", HERE, "vm"], 4, words);
+    };
+    attach("missing", &["pci slot 0:3:0", "Could not open backing file: missing", "No such file"]);
+    attach(".", &["Could not open backing file: .", "directory"]);
+    attach("", &["No \"path\""]);
+    attach("disk,bogus", &["Invalid device option \"bogus\""]);
+    attach("disk,sectorsize=100", &["Invalid sector size"]);
+    refused(folder.path(), &["-s", "3,virtio-blk", "-o", HERE, "vm"], 4, &["No \"path\""]);
+}
+
+#[test]
+fn a_disk_is_not_given_to_two_vms() {
+    let folder = folder();
+    let disk = ["-s", "3,virtio-blk,disk", "-l", "com1,stdio"];
+    let mut first = Bhyve::small(folder.path(), &disk).start();
+    first.wait_for(READY);
+    let words = ["disk: in use by process", "bhyve: small"];
+    refused(folder.path(), &["-s", "3,virtio-blk,disk", "-o", HERE, "second"], 4, &words);
+    first.send("p");
+    first.expect_exit(1);
+}
+
+/// A disk that may only be read is attached read-only, as bhyve does, and that is said.
+#[test]
+fn a_disk_without_write_permission_is_read_only() {
+    let folder = folder();
+    let disk = folder.path().join("disk");
+    fs::set_permissions(&disk, fs::Permissions::from_mode(0o444)).unwrap();
+    let mut bhyve = Bhyve::small(folder.path(), &["-s", "3,virtio-blk,disk", "-l", "com1,stdio"]);
+    if rustix::process::geteuid().is_root() {
+        // Nothing is forbidden to root. Another user may not be able to reach the program where it is.
+        let program = folder.path().join("bhyve");
+        fs::copy(files::program(), &program).unwrap();
+        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        bhyve = bhyve.with_program(&program).as_user(65534);
+    }
+    let mut vm = bhyve.start();
+    vm.wait_for(READY);
+    vm.wait_for_error("disk");
+    vm.wait_for_error("read-only disk");
+    vm.send("p");
+    vm.expect_exit(1);
+    vm.check(!vm.stderr().contains("panicked"), "it panicked");
+}
+
+#[test]
+fn options_that_do_not_exist() {
+    let folder = folder();
+    for (args, first) in [
+        (&["-z", "vm"][..], "bhyve: illegal option -- z"),
+        (&["-AHz", "vm"], "bhyve: illegal option -- z"),
+        (&["-m"], "bhyve: option requires an argument -- m"),
+        (&["one", "two"], "Usage: bhyve [-"),
+        (&[], "Usage: bhyve [-"),
+        (&[""], "Usage: bhyve [-"),
+    ] {
+        let outcome = run(folder.path(), args);
+        assert_eq!(outcome.status.code(), Some(1), "{args:?}: {outcome:?}");
+        assert!(outcome.stderr.starts_with(first), "{args:?}: {outcome:?}");
+        assert!(outcome.stderr.contains("Usage: bhyve [-") && outcome.stdout.is_empty(), "{args:?}: {outcome:?}");
+    }
+    refused(folder.path(), &["-o", "no-value", "vm"], 64, &["bhyve: invalid configuration option 'no-value'"]);
+    refused(folder.path(), &["-k", "missing", "vm"], 4, &["Failed to open configuration file missing"]);
+    refused(folder.path(), &["-k", "bad.conf", "vm"], 4, &["bad.conf line 1", "cpus 4"]);
+    refused(folder.path(), &["-U", "12345", "-o", HERE, "vm"], 4, &["-U: \"12345\""]);
+}
+
+#[test]
+fn slots_and_devices() {
+    let folder = folder();
+    let start = |slots: &[&str], words: &[&str]| {
+        let mut args: Vec<_> = slots.iter().flat_map(|slot| ["-s", slot]).collect();
+        args.extend(["-o", HERE, "vm"]);
+        refused(folder.path(), &args, 4, words);
+    };
+    start(&["3,virtio-rnd", "0:3:0,virtio-rnd"], &["pci slot 0:3:0 already occupied!"]);
+    start(&["32,virtio-rnd"], &["Invalid PCI slot info field \"32,virtio-rnd\""]);
+    start(&["3:8,virtio-rnd"], &["Invalid PCI slot info field"]);
+    start(&["3"], &["Invalid PCI slot info field \"3\""]);
+    start(&["3,ne2k"], &["pci slot 0:3:0: unknown device \"ne2k\""]);
+    start(&["30,lpc", "31,lpc"], &["Only one LPC bridge is allowed."]);
+}
+
+#[test]
+fn what_is_known_but_not_built_is_said_in_one_line() {
+    let folder = folder();
+    let start = |option: &[&str], what: &str| {
+        let args = [option, &["-o", HERE, "vm"]].concat();
+        refused(folder.path(), &args, 4, &[what, "not available in this build yet"]);
+    };
+    for device in [
+        "ahci,hd:disk",
+        "ahci-cd,disk",
+        "e1000,tap0",
+        "fbuf",
+        "hda",
+        "nvme,disk",
+        "passthru,1/2/3",
+        "uart,stdio",
+        "virtio-9p,share=/",
+        "virtio-console,port=socket",
+        "virtio-input,/dev/input/event0",
+        "virtio-net,tap0",
+        "virtio-scsi",
+        "xhci,tablet",
+    ] {
+        let name = device.split(',').next().unwrap_or(device).trim_end_matches("-cd");
+        start(&["-s", &format!("3,{device}")], &format!("pci slot 0:3:0: {name}"));
+    }
+    start(&["-l", "bootrom,rom.fd"], "rom.fd");
+    start(&["-l", "tpm,passthru,/dev/tpm0"], "-l tpm");
+    start(&["-G", "1234"], "-G");
+    start(&["-M"], "-M");
+    start(&["-n", "id=0,cpus=0"], "-n");
+    refused(folder.path(), &["-r", "checkpoint", "-o", HERE, "vm"], 1, &["checkpoint", "snapshots"]);
+}
+
+#[test]
+fn topologies() {
+    let folder = folder();
+    let start = |topology: &str, code, words: &[&str]| {
+        refused(folder.path(), &["-c", topology, "-o", HERE, "vm"], code, words);
+    };
+    start("4,cores=2", 4, &["Topology (4 sockets, 2 cores, 1 threads) does not match 4 vCPUs"]);
+    start("lanes=2", 64, &["bhyve: invalid cpu topology 'lanes=2'"]);
+    start("0", 4, &["cpus", "'0'"]);
+    start("two", 4, &["cpus", "'two'"]);
+    start("65536", 4, &["cpus", "'65536'"]);
+    start("1000", 4, &["1000 vCPUs requested but only 254 available"]);
+}
+
+#[test]
+fn names() {
+    let folder = folder();
+    let start = |name: &str, words: &[&str]| refused(folder.path(), &["-o", HERE, name], 4, words);
+    start("a/b", &["\"a/b\" cannot be the name of a VM", "slash"]);
+    start(&"n".repeat(230), &["cannot be the name of a VM", "longer than 229"]);
+    // The longest is fine.
+    let mut vm = Bhyve::new(["-m", "16M", "-s", "31,lpc", "-l", "com1,stdio", "-o", HERE, &"n".repeat(229)])
+        .in_folder(folder.path())
+        .start();
+    vm.wait_for(READY);
+    vm.send("p");
+    vm.expect_exit(1);
+}
+
+#[test]
+fn serial_ports() {
+    let folder = folder();
+    let start = |backend: &str, code, words: &[&str]| {
+        refused(folder.path(), &["-s", "31,lpc", "-l", backend, "-o", HERE, "vm"], code, words);
+    };
+    start("com5,stdio", 64, &["bhyve: invalid lpc device configuration 'com5,stdio'"]);
+    start("com1", 64, &["bhyve: invalid lpc device configuration 'com1'"]);
+    start("com1,missing", 4, &["com1", "missing"]);
+    start("com2,/dev/nmdm0A", 4, &["com2", "/dev/nmdm0A", "nmdm"]);
+    start("com1,./disk", 4, &["com1", "disk"]);
+    start("com1,tcp=localhost:x", 4, &["com1", "tcp="]);
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port();
+    start(&format!("com1,tcp={port}"), 4, &["com1", &port.to_string(), "in use"]);
+    let args = ["-s", "31,lpc", "-l", "com1,stdio", "-l", "com2,stdio", "-o", HERE, "vm"];
+    refused(folder.path(), &args, 4, &["com2", "stdio"]);
+}
+
+/// What libvirt runs at its start: it looks at standard error, and expects an end at once, without a signal.
+#[test]
+fn capability_probes_of_libvirt() {
+    let folder = folder();
+    let probe = |args: &[&str]| {
+        let outcome = run(folder.path(), args);
+        assert!(outcome.status.code().is_some(), "{args:?} died: {outcome:?}");
+        outcome
+    };
+    let help = probe(&["-h"]);
+    assert_eq!((help.status.code(), help.stdout.as_str()), (Some(0), ""));
+    assert!(help.stderr.contains("-u:") && !help.stderr.contains("-c vcpus"), "{help:?}");
+    for device in ["ahci", "e1000", "fbuf", "xhci", "hda", "virtio-rnd", "virtio-9p"] {
+        let outcome = probe(&["-s", &format!("0,{device}")]);
+        assert_eq!(outcome.status.code(), Some(1));
+        assert!(!outcome.stderr.contains("unknown device"), "{outcome:?}");
+    }
+    assert!(probe(&["-s", "0,ne2k"]).stderr.contains("pci slot 0:0:0: unknown device \"ne2k\""));
+    let rom = probe(&["-l", "bootrom"]);
+    assert!(!rom.stderr.contains("bhyve: invalid lpc device configuration 'bootrom'"), "{rom:?}");
+    let password = probe(&["-s", "0,fbuf,password="]);
+    assert!(!password.stderr.contains("Invalid fbuf emulation \"password\""), "{password:?}");
+}
+
+#[test]
+fn lists_go_to_standard_output() {
+    let folder = folder();
+    for (args, name) in [(["-s", "help"], "virtio-blk"), (["-l", "help"], "com1"), (["-s", "h"], "hostbridge")] {
+        let outcome = run(folder.path(), &args);
+        assert_eq!((outcome.status.code(), outcome.stderr.as_str()), (Some(0), ""), "{args:?}");
+        assert!(outcome.stdout.lines().any(|line| line.contains(name)), "{args:?}: {outcome:?}");
+    }
+}
