@@ -34,13 +34,17 @@ impl RawImage {
     /// It cannot be opened, is not a disk, is in use, or cannot have the sector size asked for.
     pub fn open(options: &BlockOptions) -> Result<Self, BlockError> {
         let path = &options.path;
-        let (file, read_only) = open(options).map_err(|source| BlockError::Open { path: path.clone(), source })?;
+        let (file, refusal) = open(options).map_err(|source| BlockError::Open { path: path.clone(), source })?;
         let stat = |source| BlockError::Stat { path: path.clone(), source };
         let meta = file.metadata().map_err(stat)?;
         let block_device = meta.file_type().is_block_device();
         if let Some(what) = not_a_disk(meta.file_type()) {
             return Err(BlockError::Kind { path: path.clone(), what });
         }
+        if let Some(why) = &refusal {
+            log::warn!("{}: cannot be written ({why}): the guest gets a read-only disk", path.display());
+        }
+        let read_only = options.read_only || refusal.is_some();
         if options.lock {
             lock::lock(&file, path, !read_only)?;
         }
@@ -86,17 +90,18 @@ impl RawImage {
     }
 }
 
-fn open(options: &BlockOptions) -> io::Result<(File, bool)> {
+/// The file, and why it cannot be written if that was tried.
+fn open(options: &BlockOptions) -> io::Result<(File, Option<io::Error>)> {
     let mut flags = OFlags::CLOEXEC;
     flags.set(OFlags::DIRECT, options.nocache);
     flags.set(OFlags::SYNC, options.sync);
     let open = |write| OpenOptions::new().read(true).write(write).custom_flags(flags.bits() as i32).open(&options.path);
     if options.read_only {
-        return Ok((open(false)?, true));
+        return Ok((open(false)?, None));
     }
     match open(true) {
-        Ok(file) => Ok((file, false)),
-        Err(_) => open(false).map(|file| (file, true)),
+        Ok(file) => Ok((file, None)),
+        Err(why) => Ok((open(false)?, Some(why))),
     }
 }
 
