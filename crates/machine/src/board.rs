@@ -107,8 +107,8 @@ impl Board {
         });
         let mut lpc = None;
         for function in &functions {
-            if function.device == "lpc" {
-                lpc = Some(function.address);
+            if function.device == "lpc" && lpc.replace(function.address).is_some() {
+                return Err(MachineError::SecondLpc);
             }
             let context =
                 BuildContext { address: function.address, pci: &pci, memory: &memory, config, cpus: layout.cpus };

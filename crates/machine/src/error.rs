@@ -39,6 +39,9 @@ pub enum MachineError {
         /// What it says.
         source: devices::DeviceError,
     },
+    /// More than one LPC bridge.
+    #[error("Only one LPC bridge is allowed.")]
+    SecondLpc,
     /// PCI.
     #[error(transparent)]
     Pci(#[from] devices::pci::PciError),
