@@ -200,8 +200,10 @@ pub(crate) fn decode_one(
     features: &crate::Features,
     host_alu: &mut interp::hostalu::HostAlu,
 ) -> Option<(Op, Flow)> {
+    // The vendors differ in operand sizes of branches and far pointers in 64-bit mode, and in LOCK MOV CR0.
+    let options = if features.amd { DecoderOptions::AMD } else { DecoderOptions::NONE };
     // The instruction pointer is 0, so that operands relative to it come out relative.
-    let mut decoder = Decoder::with_ip(mode.code_bits(), bytes, 0, DecoderOptions::NONE);
+    let mut decoder = Decoder::with_ip(mode.code_bits(), bytes, 0, options);
     let instruction = decoder.decode();
     if instruction.is_invalid() {
         if decoder.last_error() == iced_x86::DecoderError::NoMoreBytes && bytes.len() < 15 {

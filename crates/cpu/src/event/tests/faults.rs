@@ -270,3 +270,56 @@ fn data_breakpoints_trap_after_the_access() {
     m.assert_in_handler(1);
     assert_eq!(m.vcpu.dr6 & 15, 1);
 }
+
+#[test]
+fn a_load_of_ss_holds_off_debug_traps_too() {
+    // Single step: the trap of MOV SS is lost, the next one comes.
+    let mut m = Machine::long();
+    m.set_reg(gpr::RAX, u64::from(sel::DATA));
+    m.code(|a| {
+        a.mov(ss, eax)?;
+        a.nop()
+    });
+    m.set_flags(rflags::TF, 0);
+    m.step(3);
+    m.assert_in_handler(1);
+    assert_eq!(m.stack::<u64>(0), at::CODE + 3);
+    // A data breakpoint of MOV SS waits, here until INT3 has entered its handler.
+    let mut m = Machine::long();
+    m.put(0x5000, sel::DATA);
+    m.code(|a| {
+        a.mov(ss, word_ptr(0x5000))?;
+        a.int3()
+    });
+    m.vcpu.dr[0] = 0x5000;
+    m.vcpu.dr7 |= 1 | 3 << 16 | 1 << 18;
+    m.vcpu.tlb.flush_all();
+    m.vcpu.update_debug_attention();
+    m.step(3);
+    m.assert_in_handler(1);
+    assert_eq!((m.stack::<u64>(0), m.vcpu.dr6 & 15), (Machine::handler(3), 1));
+    // An instruction breakpoint behind MOV SS does not hit.
+    let mut m = Machine::long();
+    m.set_reg(gpr::RAX, u64::from(sel::DATA));
+    m.code(|a| {
+        a.mov(ss, eax)?;
+        a.nop()?;
+        a.nop()
+    });
+    m.vcpu.dr[0] = at::CODE + 2;
+    m.vcpu.dr7 |= 1;
+    m.vcpu.update_debug_attention();
+    m.step(3);
+    assert_eq!(m.vcpu.rip(), at::CODE + 4);
+}
+
+#[test]
+fn general_detect_guards_the_debug_registers() {
+    let mut m = Machine::long();
+    m.vcpu.dr7 |= 1 << 13;
+    m.code(|a| a.mov(rax, dr6));
+    m.step(1);
+    m.assert_in_handler(1);
+    assert_eq!(m.stack::<u64>(0), at::CODE);
+    assert_eq!((m.vcpu.dr6 >> 13 & 1, m.vcpu.dr7 >> 13 & 1), (1, 0));
+}

@@ -299,3 +299,21 @@ fn returns_are_checked() {
     m.assert_in_handler(13);
     assert_eq!(m.stack::<u32>(0), u32::from(sel::CODE32));
 }
+
+#[test]
+fn far_pointers_of_64_bits_are_intels() {
+    for amd in [false, true] {
+        let mut m = Machine::with_vendor(amd).into_long();
+        // As m16:64 the selector is the second one, as m16:32 the first.
+        m.put(0x5000, TARGET as u32);
+        m.put(0x5004, u32::from(sel::CODE32));
+        m.put(0x5008, sel::CODE64);
+        m.bytes(&[0x48, 0xff, 0x2c, 0x25, 0x00, 0x50, 0, 0]);
+        m.step(1);
+        if amd {
+            assert_eq!((m.vcpu.rip(), m.vcpu.in_64bit()), (TARGET, false));
+        } else {
+            assert_eq!((m.vcpu.rip(), m.vcpu.in_64bit()), (u64::from(sel::CODE32) << 32 | TARGET, true));
+        }
+    }
+}
