@@ -1,0 +1,68 @@
+//! Whether two outcomes agree.
+
+use crate::layout::*;
+use crate::program::Program;
+
+/// Flags undefined where a run stopped.
+fn undefined_flags(program: &Program, outcome: &Outcome) -> u32 {
+    let end = program.items.len();
+    let at_end = |rip| program.item_at(rip) == Some(end);
+    if at_end(outcome.rip) || outcome.vector == BP && at_end(outcome.rip.wrapping_sub(1)) {
+        return program.undefined_at_end;
+    }
+    match program.item_at(outcome.rip) {
+        Some(item) => program.items[item].undefined,
+        // Somewhere else: whatever may have been undefined on the way.
+        None => program.items.iter().fold(program.undefined_at_end, |all, item| all | item.undefined),
+    }
+}
+
+/// Lines that say where the outcomes differ: the host's value, then ours.
+pub(crate) fn differences(program: &Program, native: &Outcome, ours: &Outcome) -> Vec<String> {
+    let mut lines = Vec::new();
+    let mut check = |name: &str, native: u64, ours: u64| {
+        if native != ours {
+            lines.push(format!("{name:8} host {native:#x}, ours {ours:#x}"));
+        }
+    };
+    const NAMES: [&str; 16] = [
+        "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15",
+    ];
+    check("vector", native.vector, ours.vector);
+    check("rip", native.rip, ours.rip);
+    for (i, name) in NAMES.iter().enumerate() {
+        check(name, native.gpr[i], ours.gpr[i]);
+    }
+    let mask = !u64::from(undefined_flags(program, native));
+    check("rflags", native.rflags & mask, ours.rflags & mask);
+    let mut error_mask = u64::MAX;
+    if native.vector == PF {
+        check("cr2", native.cr2, ours.cr2);
+        if native.cr2 >> 47 != 0 {
+            // Linux does not tell which addresses of its own are mapped.
+            error_mask = !1;
+        }
+    }
+    check("error", native.error & error_mask, ours.error & error_mask);
+    const SEGMENTS: [&str; 6] = ["es", "cs", "ss", "ds", "fs", "gs"];
+    for (i, name) in SEGMENTS.iter().enumerate() {
+        check(name, u64::from(native.selectors[i]), u64::from(ours.selectors[i]));
+    }
+    if program.mode == Mode::Long {
+        check("fs base", native.fs_base, ours.fs_base);
+        check("gs base", native.gs_base, ours.gs_base);
+    }
+    if native.memory != ours.memory {
+        memory_differences(native, ours, &mut lines);
+    }
+    lines
+}
+
+fn memory_differences(native: &Outcome, ours: &Outcome, lines: &mut Vec<String>) {
+    const SHOWN: usize = 32;
+    let different = native.memory.iter().zip(&ours.memory).enumerate().filter(|(_, (a, b))| a != b);
+    for (i, (a, b)) in different.take(SHOWN) {
+        let address = if i < DATA_LEN { DATA + i as u64 } else { STACK + (i - DATA_LEN) as u64 };
+        lines.push(format!("[{address:#x}] host {a:#04x}, ours {b:#04x}"));
+    }
+}

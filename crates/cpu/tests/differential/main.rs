@@ -1,0 +1,40 @@
+//! The interpreter against the host's own CPU: random user-mode programs must end in the same state on both.
+//!
+//! * [`generate`] makes programs that cover every encoding of the instruction set's user-mode part;
+//! * [`native`] runs them on the host in a sandbox process, [`guest`] on a vCPU;
+//! * [`run`] drives both, compares, shrinks what differs to one instruction where possible, and fails if an encoding
+//!   was never executed.
+//!
+//! Every run takes other programs. A report says how to see its case again. Environment variables:
+//! `DIFFERENTIAL_SEED` (first seed), `DIFFERENTIAL_PROGRAMS` (how many), `DIFFERENTIAL_INSTRUCTIONS` (how many to
+//! execute), `DIFFERENTIAL_CODE` (one encoding by its name in `iced_x86::Code`), `DIFFERENTIAL_REPORTS` (go on until so
+//! many differences).
+#![cfg(all(target_arch = "x86_64", target_os = "linux"))]
+
+mod codes;
+mod compare;
+mod generate;
+mod guest;
+mod layout;
+mod native;
+mod program;
+mod random;
+mod run;
+
+use codes::Family;
+use layout::Mode;
+
+#[test]
+fn integer_instructions_in_64_bit_mode() {
+    run::family(Family::Integer, Mode::Long, 700_000);
+}
+
+#[test]
+fn integer_instructions_in_32_bit_mode() {
+    run::family(Family::Integer, Mode::Flat32, 300_000);
+}
+
+#[test]
+fn integer_instructions_in_16_bit_mode() {
+    run::family(Family::Integer, Mode::Segmented16, 200_000);
+}

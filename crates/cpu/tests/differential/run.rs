@@ -1,0 +1,387 @@
+//! Runs programs on both sides, counts what was executed, and shrinks what differs.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+
+use iced_x86::{Code, Encoder};
+
+use crate::codes::{Codes, Cpuid, Family};
+use crate::compare::differences;
+use crate::generate::{self, Limits, Plan};
+use crate::guest::{Guest, Host};
+use crate::layout::*;
+use crate::native::{BATCH, Sandbox};
+use crate::program::{Program, Target};
+use crate::random::Random;
+
+/// How often each encoding was executed.
+#[derive(Default)]
+pub(crate) struct Coverage {
+    pub(crate) complete: BTreeMap<u16, u64>,
+    pub(crate) fault: BTreeMap<u16, u64>,
+    pub(crate) instructions: u64,
+    pub(crate) programs: u64,
+    /// Programs by the vector that ended them.
+    pub(crate) vectors: BTreeMap<u64, u64>,
+}
+
+impl Coverage {
+    /// Notes the instructions of a run that ended in `outcome`. `trace` has the instruction pointers of a program with
+    /// branches.
+    fn note(&mut self, program: &Program, outcome: &Outcome, trace: &[u64]) {
+        self.programs += 1;
+        *self.vectors.entry(outcome.vector).or_default() += 1;
+        let fetch = outcome.vector == PF && outcome.error & 0x10 != 0;
+        if program.branches {
+            let (last, before) = trace.split_last().map_or((None, trace), |(last, before)| (Some(*last), before));
+            for item in before.iter().filter_map(|&rip| program.items.get(program.item_at(rip)?)) {
+                self.count(item.code(), true);
+            }
+            let stopped = last.and_then(|rip| program.items.get(program.item_at(rip)?));
+            if let Some(item) = stopped.filter(|_| !fetch) {
+                self.count(item.code(), false);
+            }
+            return;
+        }
+        let end = program.items.len();
+        let at_int3 = outcome.vector == BP && program.item_at(outcome.rip.wrapping_sub(1)) == Some(end);
+        let stop = if at_int3 { Some(end) } else { program.item_at(outcome.rip) };
+        let Some(stop) = stop else { return };
+        for item in &program.items[..stop] {
+            self.count(item.code(), true);
+        }
+        if let Some(item) = program.items.get(stop).filter(|_| !fetch) {
+            self.count(item.code(), false);
+        }
+    }
+
+    fn count(&mut self, code: Code, completed: bool) {
+        self.instructions += 1;
+        let table = if completed { &mut self.complete } else { &mut self.fault };
+        *table.entry(code as u16).or_default() += 1;
+    }
+}
+
+/// A difference, shrunk.
+pub(crate) struct Mismatch {
+    pub(crate) seed: u64,
+    pub(crate) code: Option<Code>,
+    pub(crate) report: String,
+}
+
+pub(crate) struct Runner {
+    sandbox: Sandbox,
+    guest: Guest,
+    images: Box<[[u8; MEMORY_LEN]; IMAGES + 1]>,
+    constants: [u8; PAGE as usize],
+    pub(crate) limits: Limits,
+    pub(crate) cpuid: Cpuid,
+    encoder: Encoder,
+    ours: Box<Outcome>,
+    trace: Vec<u64>,
+}
+
+/// One side failed to give an outcome, or the outcomes differ.
+struct Difference {
+    lines: Vec<String>,
+    native: Option<Box<Outcome>>,
+}
+
+impl Runner {
+    /// Starts both sides.
+    pub(crate) fn new(mode: Mode) -> std::io::Result<Self> {
+        let (images, constants) = memory_images();
+        let sandbox = Sandbox::start(&images, &constants)?;
+        let (_, xfeatures) = sandbox.xsave();
+        let cpuid = Cpuid::new(xfeatures);
+        let limits = Limits { ldt: sandbox.has_ldt(), fsgsbase: sandbox.has_fsgsbase(), amd: cpuid.amd };
+        let host = Host { ldt: limits.ldt, fsgsbase: limits.fsgsbase, xfeatures };
+        let guest = Guest::new(&images, &constants, host);
+        let encoder = Encoder::new(mode.bits());
+        let ours = Outcome::new();
+        Ok(Self { sandbox, guest, images, constants, limits, cpuid, encoder, ours, trace: Vec::new() })
+    }
+
+    /// Runs programs of consecutive seeds until `instructions` were executed or `most` differences found.
+    pub(crate) fn run(
+        &mut self,
+        plan: &Plan<'_>,
+        seeds: impl Iterator<Item = u64>,
+        instructions: u64,
+        most: usize,
+        coverage: &mut Coverage,
+    ) -> Vec<Mismatch> {
+        let mut seeds = seeds.peekable();
+        let mut mismatches: Vec<Mismatch> = Vec::new();
+        let mut batch = self.generate(plan, &mut seeds);
+        while !batch.is_empty() {
+            self.sandbox.submit(batch.iter().map(|(_, program)| &*program.input));
+            let next = self.generate(plan, &mut seeds);
+            let outcomes = match self.sandbox.wait() {
+                Ok(outcomes) => outcomes.to_vec(),
+                Err(died) => {
+                    let (seed, program) = &batch[died.position.min(batch.len() - 1)];
+                    let report = format!("the sandbox process died ({died:?}) in\n{}", program.listing());
+                    mismatches.push(Mismatch { seed: *seed, code: None, report });
+                    self.restart();
+                    Vec::new()
+                }
+            };
+            for ((seed, program), native) in batch.iter().zip(&outcomes) {
+                let lines = self.check(program, native);
+                coverage.note(program, native, &self.trace);
+                if !lines.is_empty() {
+                    let mismatch = self.shrink(*seed, program);
+                    if mismatches.iter().all(|known| known.code != mismatch.code) {
+                        mismatches.push(mismatch);
+                    }
+                }
+            }
+            if coverage.instructions >= instructions || mismatches.len() >= most {
+                break;
+            }
+            batch = next;
+        }
+        mismatches
+    }
+
+    fn generate(&mut self, plan: &Plan<'_>, seeds: &mut impl Iterator<Item = u64>) -> Vec<(u64, Program)> {
+        seeds.take(BATCH).map(|seed| (seed, generate::program(plan, seed, &mut self.encoder))).collect()
+    }
+
+    fn restart(&mut self) {
+        self.sandbox = Sandbox::start(&self.images, &self.constants).expect("it started before");
+    }
+
+    /// Runs a program on the vCPU and compares. A program with branches is run both ways: whole blocks, and single
+    /// instructions.
+    fn check(&mut self, program: &Program, native: &Outcome) -> Vec<String> {
+        self.trace.clear();
+        let mut lines = self.check_run(program, native, false);
+        if program.branches {
+            lines.extend(self.check_run(program, native, true));
+        }
+        lines
+    }
+
+    fn check_run(&mut self, program: &Program, native: &Outcome, traced: bool) -> Vec<String> {
+        let trace = traced.then_some(&mut self.trace);
+        match self.guest.run(&program.input, trace, &mut self.ours) {
+            Ok(()) => differences(program, native, &self.ours),
+            Err(failure) => vec![format!(
+                "host ended in vector {} at {:#x}, ours failed: {failure:?}",
+                native.vector, native.rip
+            )],
+        }
+    }
+
+    /// Runs one program on both sides.
+    fn difference(&mut self, program: &Program) -> Difference {
+        self.sandbox.submit(std::iter::once(&*program.input));
+        match self.sandbox.wait() {
+            Ok(outcomes) => {
+                let native = Box::new(outcomes[0].clone());
+                Difference { lines: self.check(program, &native), native: Some(native) }
+            }
+            Err(died) => {
+                self.restart();
+                Difference { lines: vec![format!("the sandbox process died: {died:?}")], native: None }
+            }
+        }
+    }
+
+    /// Reduces a program whose outcomes differ to as little as still differs.
+    fn shrink(&mut self, seed: u64, program: &Program) -> Mismatch {
+        let mut shortest = program.clone();
+        let mut before = None;
+        for len in 1..=program.items.len() {
+            let prefix = self.cut(program, 0..len);
+            let difference = self.difference(&prefix);
+            if !difference.lines.is_empty() {
+                shortest = prefix;
+                break;
+            }
+            before = difference.native;
+        }
+        let last = shortest.items.len() - 1;
+        if let Some(state) = before.filter(|state| state.vector == BP) {
+            let single = self.single(&shortest, last, &state);
+            if !self.difference(&single).lines.is_empty() {
+                return self.report(seed, &single);
+            }
+        }
+        // It takes several instructions: drop those that do not matter.
+        let mut i = shortest.items.len();
+        while i > 0 && shortest.items.len() > 1 {
+            i -= 1;
+            let fewer = self.without(&shortest, i);
+            if !self.difference(&fewer).lines.is_empty() {
+                shortest = fewer;
+            }
+        }
+        self.report(seed, &shortest)
+    }
+
+    /// Some of the items of a program; branches that leave them go to their end.
+    fn cut(&mut self, program: &Program, range: std::ops::Range<usize>) -> Program {
+        let mut cut = program.clone();
+        cut.undefined_at_end = cut.items.get(range.end).map_or(cut.undefined_at_end, |item| item.undefined);
+        cut.items = cut.items[range.clone()].to_vec();
+        for item in &mut cut.items {
+            retarget(&mut item.target, |n| n.clamp(range.start, range.end) - range.start);
+        }
+        // Sizes do not change, so this cannot fail.
+        let _ = cut.assemble(&mut self.encoder);
+        cut
+    }
+
+    fn without(&mut self, program: &Program, i: usize) -> Program {
+        let mut fewer = program.clone();
+        fewer.items.remove(i);
+        for item in &mut fewer.items {
+            retarget(&mut item.target, |n| if n > i { n - 1 } else { n });
+        }
+        let _ = fewer.assemble(&mut self.encoder);
+        fewer
+    }
+
+    /// Item `i` alone, in the state that the items before it left.
+    fn single(&mut self, program: &Program, i: usize, state: &Outcome) -> Program {
+        let mut single = program.clone();
+        single.code_at += program.starts[i];
+        single.input.gpr = state.gpr;
+        single.input.rflags = state.rflags;
+        single.input.selectors = state.selectors;
+        (single.input.fs_base, single.input.gs_base) = (state.fs_base, state.gs_base);
+        single.input.image = OWN_IMAGE as u16;
+        self.sandbox.set_own_image(&state.memory);
+        self.guest.set_own_image(&state.memory);
+        let end = single.undefined_at_end;
+        let mut single = self.cut(&single, i..i + 1);
+        single.undefined_at_end = end;
+        single
+    }
+
+    fn report(&mut self, seed: u64, program: &Program) -> Mismatch {
+        let Difference { lines, native } = self.difference(program);
+        let mut report = format!("seed {seed:#x}, {:?}:\n{}", program.mode, program.listing());
+        let input = &program.input;
+        let _ = writeln!(report, "before: rflags {:#x} selectors {:x?}", input.rflags, input.selectors);
+        for (i, value) in input.gpr.iter().enumerate() {
+            let _ = write!(report, "  r{i:<2} {value:#018x}{}", if i % 4 == 3 { "\n" } else { "" });
+        }
+        if let Some(native) = native {
+            let _ = writeln!(
+                report,
+                "host ended: vector {} error {:#x} cr2 {:#x} rip {:#x} rflags {:#x}",
+                native.vector, native.error, native.cr2, native.rip, native.rflags
+            );
+        }
+        for line in &lines {
+            let _ = writeln!(report, "  {line}");
+        }
+        Mismatch { seed, code: program.items.last().map(|item| item.code()), report }
+    }
+}
+
+fn retarget(target: &mut Target, change: impl Fn(usize) -> usize) {
+    match target {
+        Target::Branch(n) | Target::Branch16(n) | Target::Memory(n) | Target::Immediate(_, n) | Target::Far(n) => {
+            *n = change(*n);
+        }
+        Target::None => {}
+    }
+}
+
+/// Memory contents: random bytes, runs of equal ones, small numbers, addresses.
+fn memory_images() -> (Box<[[u8; MEMORY_LEN]; IMAGES + 1]>, [u8; PAGE as usize]) {
+    let mut rng = Random::new(0x696d_6167_6573);
+    let mut fill = |bytes: &mut [u8]| {
+        let mut at = 0;
+        while at < bytes.len() {
+            let len = (8 + rng.below(120) as usize).min(bytes.len() - at);
+            let piece = &mut bytes[at..at + len];
+            match rng.below(6) {
+                0 => piece.fill(rng.next() as u8),
+                1 => piece.fill(0),
+                2 => piece.chunks_mut(8).for_each(|c| c.copy_from_slice(&rng.value().to_le_bytes()[..c.len()])),
+                3 => piece.chunks_mut(4).for_each(|c| {
+                    let value = (DATA + rng.below(2 * PAGE)) as u32;
+                    c.copy_from_slice(&value.to_le_bytes()[..c.len()]);
+                }),
+                _ => rng.fill(piece),
+            }
+            at += len;
+        }
+    };
+    let mut images: Box<[[u8; MEMORY_LEN]; IMAGES + 1]> =
+        vec![[0; MEMORY_LEN]; IMAGES + 1].try_into().unwrap_or_else(|_| unreachable!("the length is right"));
+    images.iter_mut().for_each(|image| fill(image));
+    let mut constants = [0; PAGE as usize];
+    fill(&mut constants);
+    (images, constants)
+}
+
+/// Runs a family of encodings and says what came of it.
+///
+/// # Panics
+/// A difference, or an encoding that was never executed.
+pub(crate) fn family(which: Family, mode: Mode, instructions: u64) {
+    let mut runner = match Runner::new(mode) {
+        Ok(runner) => runner,
+        Err(error) => {
+            println!("skipped: no sandbox process on this host: {error}");
+            return;
+        }
+    };
+    if mode == Mode::Segmented16 && !runner.limits.ldt {
+        println!("skipped: this host lets no program use a local descriptor table");
+        return;
+    }
+    let number = |name: &str| {
+        let text = std::env::var(name).ok()?;
+        let digits = text.trim_start_matches("0x");
+        u64::from_str_radix(digits, if digits.len() < text.len() { 16 } else { 10 }).ok()
+    };
+    let only = std::env::var("DIFFERENTIAL_CODE").ok();
+    let only = only.map(|name| Code::values().find(|code| format!("{code:?}") == name).expect("a name of iced_x86::Code"));
+    let codes = Codes::new(which, mode, &runner.cpuid, runner.limits.fsgsbase);
+    let plan = Plan { mode, family: which, codes: &codes, limits: runner.limits, only };
+    let first = number("DIFFERENTIAL_SEED");
+    let start = first.unwrap_or_else(random_seed);
+    let count = number("DIFFERENTIAL_INSTRUCTIONS").unwrap_or(instructions);
+    let programs = number("DIFFERENTIAL_PROGRAMS").unwrap_or(u64::MAX);
+    println!("{which:?} {mode:?}: seeds from {start:#x}");
+    let seeds = (0..programs).map(|i| start.wrapping_add(i) & !(0xff << 56));
+    let mut coverage = Coverage::default();
+    let most = number("DIFFERENTIAL_REPORTS").unwrap_or(1) as usize;
+    let began = std::time::Instant::now();
+    let mismatches = runner.run(&plan, seeds, count, most, &mut coverage);
+    println!(
+        "{which:?} {mode:?}: {} instructions of {} encodings in {} programs, {:.1?}; ended by vector {:?}",
+        coverage.instructions,
+        coverage.complete.len(),
+        coverage.programs,
+        began.elapsed(),
+        coverage.vectors
+    );
+    for mismatch in &mismatches {
+        println!("{}", mismatch.report);
+        println!("again with: DIFFERENTIAL_SEED={:#x} DIFFERENTIAL_PROGRAMS=1\n", mismatch.seed);
+    }
+    assert!(mismatches.is_empty(), "the CPU and the host differ in {} cases", mismatches.len());
+    if only.is_none() && programs == u64::MAX {
+        let unseen = |codes: &[Code], seen: &BTreeMap<u16, u64>| -> Vec<Code> {
+            codes.iter().copied().filter(|&code| !seen.contains_key(&(code as u16))).collect()
+        };
+        let never = unseen(&codes.complete, &coverage.complete);
+        assert!(never.is_empty(), "{} encodings never completed: {never:?}", never.len());
+        let never = unseen(&codes.fault, &coverage.fault);
+        assert!(never.is_empty(), "{} encodings never raised their exception: {never:?}", never.len());
+    }
+}
+
+fn random_seed() -> u64 {
+    use std::hash::{BuildHasher, Hasher, RandomState};
+    RandomState::new().build_hasher().finish() >> 8
+}
