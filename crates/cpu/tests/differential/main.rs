@@ -13,6 +13,7 @@
 
 mod codes;
 mod compare;
+mod flags;
 mod generate;
 mod guest;
 mod layout;

@@ -2,6 +2,7 @@
 
 use iced_x86::{Code, Encoder, Formatter, Instruction, IntelFormatter, OpKind};
 
+use crate::flags;
 use crate::layout::*;
 
 /// What in an instruction depends on where another one lies.
@@ -28,8 +29,6 @@ pub(crate) struct Item {
     pub(crate) prefixes: [u8; 3],
     pub(crate) prefix_count: u8,
     pub(crate) target: Target,
-    /// Flags whose value is not defined before it, in their places in EFLAGS.
-    pub(crate) undefined: u32,
 }
 
 /// Instructions and the state that they start in.
@@ -37,8 +36,8 @@ pub(crate) struct Item {
 pub(crate) struct Program {
     pub(crate) mode: Mode,
     pub(crate) items: Vec<Item>,
-    /// Flags undefined behind the last instruction.
-    pub(crate) undefined_at_end: u32,
+    /// Flags whose value is undefined before each item and at the end, in their places in EFLAGS.
+    pub(crate) undefined: Vec<u32>,
     /// Offset of the first instruction in the code area.
     pub(crate) code_at: u32,
     /// It has branches, so that the instructions executed are not simply those before the last.
@@ -49,9 +48,24 @@ pub(crate) struct Program {
     pub(crate) starts: Vec<u32>,
 }
 
+impl Target {
+    /// The item meant.
+    pub(crate) fn item(&mut self) -> Option<&mut usize> {
+        match self {
+            Target::None => None,
+            Target::Branch(n)
+            | Target::Branch16(n)
+            | Target::Memory(n)
+            | Target::Immediate(_, n)
+            | Target::Far(n) => Some(n),
+        }
+    }
+}
+
 impl Program {
-    /// Encodes the instructions. `None` if one of them cannot be encoded.
+    /// Encodes the instructions. `None` if one of them cannot be encoded, or reads a flag that is undefined.
     pub(crate) fn assemble(&mut self, encoder: &mut Encoder) -> Option<()> {
+        self.follow_flags()?;
         let base = self.mode.code_base();
         let start = CODE + u64::from(self.code_at) - base;
         self.input.rip = start;
@@ -68,13 +82,9 @@ impl Program {
         if self.items.iter().any(|item| item.target != Target::None) {
             bytes.clear();
             for (i, item) in self.items.iter().enumerate() {
-                let target = match item.target {
-                    Target::None => 0,
-                    Target::Branch(n)
-                    | Target::Branch16(n)
-                    | Target::Memory(n)
-                    | Target::Immediate(_, n)
-                    | Target::Far(n) => start + u64::from(*self.starts.get(n)?),
+                let target = match item.target.clone().item() {
+                    Some(n) => start + u64::from(*self.starts.get(*n)?),
+                    None => 0,
                 };
                 bytes = encode(encoder, bytes, item, start + u64::from(self.starts[i]), target)?;
             }
@@ -87,6 +97,26 @@ impl Program {
         self.input.code[..len].copy_from_slice(&bytes[..len]);
         self.input.code_len = len as u32;
         Some(())
+    }
+
+    /// Finds out which flags are undefined where. `None` if an instruction depends on one.
+    fn follow_flags(&mut self) -> Option<()> {
+        self.undefined = vec![0; self.items.len() + 1];
+        // The second round takes branches back into account.
+        for _ in 0..2 {
+            for i in 0..self.items.len() {
+                let Item { instruction, mut target, .. } = self.items[i];
+                let after = flags::undefined_after(self.undefined[i], &instruction);
+                self.undefined[i + 1] |= after;
+                // What leads to a label holds the flags of later, when the branch happens: a few items on.
+                if let Some(n) = target.item() {
+                    let near = self.undefined[i..(i + 4).min(*n + 1).max(i + 1)].iter().fold(after, |all, u| all | u);
+                    *self.undefined.get_mut(*n)? |= near;
+                }
+            }
+        }
+        let depends = |(item, undefined): (&Item, &u32)| flags::read(&item.instruction) & undefined != 0;
+        (!self.items.iter().zip(&self.undefined).any(depends)).then_some(())
     }
 
     /// The item at an instruction pointer; the number of items stands for the end.
@@ -154,7 +184,7 @@ fn encode(encoder: &mut Encoder, mut bytes: Vec<u8>, item: &Item, here: u64, tar
 
 impl Item {
     pub(crate) fn new(instruction: Instruction, target: Target) -> Self {
-        Self { instruction, prefixes: [0; 3], prefix_count: 0, target, undefined: 0 }
+        Self { instruction, prefixes: [0; 3], prefix_count: 0, target }
     }
     pub(crate) fn code(&self) -> Code {
         self.instruction.code()

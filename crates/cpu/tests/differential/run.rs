@@ -30,6 +30,7 @@ impl Coverage {
     /// branches.
     fn note(&mut self, program: &Program, outcome: &Outcome, trace: &[u64]) {
         self.programs += 1;
+        if std::env::var("SHOWPF").is_ok() && outcome.vector != BP { println!("END {} {:#x} {:#x} item {:?}/{} {:?} at {:#x} {:?}", outcome.vector, outcome.error, outcome.cr2, program.item_at(outcome.rip), program.items.len(), program.item_at(outcome.rip).and_then(|i| program.items.get(i)).map(|i| i.code()), program.code_at, program.branches); }
         *self.vectors.entry(outcome.vector).or_default() += 1;
         let fetch = outcome.vector == PF && outcome.error & 0x10 != 0;
         if program.branches {
@@ -192,6 +193,7 @@ impl Runner {
 
     /// Reduces a program whose outcomes differ to as little as still differs.
     fn shrink(&mut self, seed: u64, program: &Program) -> Mismatch {
+        if std::env::var("SHOWALL").is_ok() { println!("{} {:x?}", program.listing(), program.undefined); }
         let mut shortest = program.clone();
         let mut before = None;
         for len in 1..=program.items.len() {
@@ -214,8 +216,9 @@ impl Runner {
         let mut i = shortest.items.len();
         while i > 0 && shortest.items.len() > 1 {
             i -= 1;
-            let fewer = self.without(&shortest, i);
-            if !self.difference(&fewer).lines.is_empty() {
+            if let Some(fewer) = self.without(&shortest, i)
+                && !self.difference(&fewer).lines.is_empty()
+            {
                 shortest = fewer;
             }
         }
@@ -225,7 +228,6 @@ impl Runner {
     /// Some of the items of a program; branches that leave them go to their end.
     fn cut(&mut self, program: &Program, range: std::ops::Range<usize>) -> Program {
         let mut cut = program.clone();
-        cut.undefined_at_end = cut.items.get(range.end).map_or(cut.undefined_at_end, |item| item.undefined);
         cut.items = cut.items[range.clone()].to_vec();
         for item in &mut cut.items {
             retarget(&mut item.target, |n| n.clamp(range.start, range.end) - range.start);
@@ -235,14 +237,15 @@ impl Runner {
         cut
     }
 
-    fn without(&mut self, program: &Program, i: usize) -> Program {
+    /// A program less one item, if it makes sense without.
+    fn without(&mut self, program: &Program, i: usize) -> Option<Program> {
         let mut fewer = program.clone();
         fewer.items.remove(i);
         for item in &mut fewer.items {
             retarget(&mut item.target, |n| if n > i { n - 1 } else { n });
         }
-        let _ = fewer.assemble(&mut self.encoder);
-        fewer
+        fewer.assemble(&mut self.encoder)?;
+        Some(fewer)
     }
 
     /// Item `i` alone, in the state that the items before it left.
@@ -256,10 +259,7 @@ impl Runner {
         single.input.image = OWN_IMAGE as u16;
         self.sandbox.set_own_image(&state.memory);
         self.guest.set_own_image(&state.memory);
-        let end = single.undefined_at_end;
-        let mut single = self.cut(&single, i..i + 1);
-        single.undefined_at_end = end;
-        single
+        self.cut(&single, i..i + 1)
     }
 
     fn report(&mut self, seed: u64, program: &Program) -> Mismatch {
@@ -285,11 +285,8 @@ impl Runner {
 }
 
 fn retarget(target: &mut Target, change: impl Fn(usize) -> usize) {
-    match target {
-        Target::Branch(n) | Target::Branch16(n) | Target::Memory(n) | Target::Immediate(_, n) | Target::Far(n) => {
-            *n = change(*n);
-        }
-        Target::None => {}
+    if let Some(n) = target.item() {
+        *n = change(*n);
     }
 }
 

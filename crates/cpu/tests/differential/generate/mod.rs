@@ -14,6 +14,7 @@ mod track;
 use iced_x86::{Code, Decoder, Encoder, Instruction, InstructionInfoFactory, Mnemonic, Register};
 
 use crate::codes::{Codes, Family};
+use crate::flags;
 use crate::layout::*;
 use crate::program::{Item, Program, Target, decoder_options};
 use crate::random::Random;
@@ -111,7 +112,7 @@ impl Generator<'_> {
         Program {
             mode: self.mode,
             items: std::mem::take(&mut self.items),
-            undefined_at_end: self.state.undefined,
+            undefined: Vec::new(),
             code_at: self.place(),
             branches: self.branches,
             input,
@@ -123,7 +124,7 @@ impl Generator<'_> {
     fn place(&mut self) -> u32 {
         let at = match self.rng.below(20) {
             0..8 => self.rng.below(PAGE),
-            8..18 => PAGE - 1 - self.rng.below(80),
+            8..19 => PAGE - 1 - self.rng.below(80),
             _ => 2 * PAGE - 1 - self.rng.below(64),
         };
         at as u32
@@ -170,12 +171,21 @@ impl Generator<'_> {
         let code = match self.only {
             Some(code) if self.rng.permille(700) => code,
             _ if faults => self.rng.pick(&self.codes.fault),
-            _ => self.rng.pick(&self.codes.complete),
+            _ => self.completing(),
         };
         self.instruction(code);
         if self.codes.fault.contains(&code) {
             self.ended = true;
         }
+    }
+
+    /// An encoding that can complete; seldom one that cuts the instruction pointer to 16 bits, which ends the program.
+    fn completing(&mut self) -> Code {
+        let code = self.rng.pick(&self.codes.complete);
+        if self.mode != Mode::Segmented16 && special::cuts_pointer(code) && !self.rng.permille(50) {
+            return self.rng.pick(&self.codes.complete);
+        }
+        code
     }
 
     /// Lets branches whose time has come, or all of them, go to the next instruction.
@@ -188,11 +198,8 @@ impl Generator<'_> {
                 return true;
             }
             self.state.merge(&join.state);
-            match &mut self.items[join.branch].target {
-                Target::Branch(n) | Target::Branch16(n) | Target::Memory(n) | Target::Immediate(_, n) | Target::Far(n) => {
-                    *n = next;
-                }
-                Target::None => {}
+            if let Some(n) = self.items[join.branch].target.item() {
+                *n = next;
             }
             false
         });
@@ -208,7 +215,7 @@ impl Generator<'_> {
 
     /// Appends an instruction, after defining the flags that it reads.
     fn emit(&mut self, instruction: Instruction, target: Target) {
-        if self.state.undefined & track::flags_read(&instruction) != 0 {
+        if self.state.undefined & flags::read(&instruction) != 0 {
             self.define_flags();
         }
         let mut item = Item::new(instruction, target);
@@ -218,8 +225,7 @@ impl Generator<'_> {
         self.push(item);
     }
 
-    fn push(&mut self, mut item: Item) {
-        item.undefined = self.state.undefined;
+    fn push(&mut self, item: Item) {
         self.items.push(item);
         self.state.after(&item.instruction, self.mode, &mut self.info);
     }
@@ -283,10 +289,5 @@ impl Generator<'_> {
 
     fn decode(&self, bytes: &[u8], at: u64) -> Instruction {
         Decoder::with_ip(self.mode.bits(), bytes, self.address_for_encoding() + at, decoder_options()).decode()
-    }
-
-    /// Bytes that the stack grows by with an ordinary push.
-    fn word(&self) -> u64 {
-        u64::from(self.mode.bits() / 8)
     }
 }

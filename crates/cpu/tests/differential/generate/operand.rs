@@ -37,7 +37,28 @@ impl Generator<'_> {
             MemorySize::Unknown => 1,
             size => size.size().max(1) as u64,
         };
-        Access { size, align: self.alignment(instruction, size), writes, margin: 0 }
+        let margin = self.bit_index(instruction);
+        Access { size, align: self.alignment(instruction, size), writes, margin }
+    }
+
+    /// Makes the bit index of BT and the like with memory and a register a small one, almost always. Returns how far the
+    /// bit may lie from the operand, in bytes.
+    fn bit_index(&mut self, instruction: &Instruction) -> u64 {
+        use Mnemonic as M;
+        let tests = matches!(instruction.mnemonic(), M::Bt | M::Bts | M::Btr | M::Btc);
+        if !tests || instruction.op1_kind() != OpKind::Register {
+            return 0;
+        }
+        const REACH: u64 = 512;
+        let r = instruction.op1_register().full_register().number();
+        let near = |value: u64| (value as i64).unsigned_abs() < 8 * REACH;
+        if r == 4 || self.state.known[r].is_some_and(near) || self.rng.permille(10) {
+            return REACH;
+        }
+        let index = self.rng.below(8 * REACH - 1);
+        let index = if self.rng.below(2) == 0 { index } else { index.wrapping_neg() };
+        self.load_constant(r, if self.mode == Mode::Long { index } else { index & 0xffff_ffff });
+        REACH
     }
 
     /// Alignment without which the instruction faults.

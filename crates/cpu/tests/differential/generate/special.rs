@@ -463,3 +463,15 @@ fn is_string(code: Code) -> bool {
         .iter()
         .any(|kind| matches!(kind, OpCodeOperandKind::seg_rSI | OpCodeOperandKind::es_rDI))
 }
+
+/// Whether a branch loads 16 bits into the instruction pointer.
+pub(super) fn cuts_pointer(code: Code) -> bool {
+    use OpCodeOperandKind as K;
+    match code.mnemonic() {
+        Mnemonic::Jmp | Mnemonic::Call if matches!(code, Code::Jmp_m1616 | Code::Call_m1616) => true,
+        Mnemonic::Jmp | Mnemonic::Call if code.op_code().op0_kind() == K::r16_or_mem => true,
+        Mnemonic::Iret => true,
+        _ if matches!(code, Code::Retnw | Code::Retnw_imm16 | Code::Retfw | Code::Retfw_imm16) => true,
+        _ => code.op_code().op_kinds().first().is_some_and(|kind| matches!(kind, K::br16_1 | K::br16_2 | K::farbr2_2)),
+    }
+}

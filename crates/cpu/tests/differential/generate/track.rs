@@ -1,9 +1,10 @@
 //! What the generator knows about the state before the next instruction.
 
 use iced_x86::{
-    Code, Instruction, InstructionInfoFactory, InstructionInfoOptions, Mnemonic, OpAccess, OpKind, Register, RflagsBits,
+    Code, Instruction, InstructionInfoFactory, InstructionInfoOptions, Mnemonic, OpAccess, OpKind, Register,
 };
 
+use crate::flags;
 use crate::layout::*;
 
 /// Known parts of the state.
@@ -31,43 +32,6 @@ impl Default for State {
             direction: Some(false),
         }
     }
-}
-
-/// `iced-x86`'s flag bits as in EFLAGS.
-fn eflags(bits: u32) -> u32 {
-    const TABLE: [(u32, u32); 6] = [
-        (RflagsBits::CF, 1),
-        (RflagsBits::PF, 4),
-        (RflagsBits::AF, 0x10),
-        (RflagsBits::ZF, 0x40),
-        (RflagsBits::SF, 0x80),
-        (RflagsBits::OF, 0x800),
-    ];
-    TABLE.iter().filter(|(from, _)| bits & from != 0).fold(0, |all, (_, to)| all | to)
-}
-
-/// The six arithmetic flags.
-pub(crate) const ARITHMETIC: u32 = 0x8d5;
-
-/// Flags whose value matters to an instruction.
-pub(super) fn flags_read(instruction: &Instruction) -> u32 {
-    match instruction.mnemonic() {
-        Mnemonic::Pushf | Mnemonic::Pushfd | Mnemonic::Pushfq => ARITHMETIC,
-        Mnemonic::Lahf => 0xd5,
-        _ => eflags(instruction.rflags_read()),
-    }
-}
-
-/// Whether it depends on a register's value if the instruction writes flags at all.
-fn may_leave_flags(instruction: &Instruction) -> bool {
-    use Mnemonic as M;
-    let repeated = instruction.is_string_instruction() && (instruction.has_rep_prefix() || instruction.has_repne_prefix());
-    let shift = matches!(
-        instruction.mnemonic(),
-        M::Shl | M::Sal | M::Shr | M::Sar | M::Rol | M::Ror | M::Rcl | M::Rcr | M::Shld | M::Shrd
-    );
-    let last = instruction.op_count().saturating_sub(1);
-    repeated || shift && instruction.op_kind(last) == OpKind::Register
 }
 
 /// Whether redundant prefixes left an instruction what it is.
@@ -111,17 +75,12 @@ impl State {
 
     /// Follows an instruction.
     pub(super) fn after(&mut self, instruction: &Instruction, mode: Mode, info: &mut InstructionInfoFactory) {
-        if !may_leave_flags(instruction) {
-            let written = instruction.rflags_written() | instruction.rflags_cleared() | instruction.rflags_set();
-            self.undefined &= !eflags(written);
-        }
-        self.undefined |= eflags(instruction.rflags_undefined());
+        self.undefined = flags::undefined_after(self.undefined, instruction);
         match instruction.mnemonic() {
             Mnemonic::Cld => self.direction = Some(false),
             Mnemonic::Std => self.direction = Some(true),
             Mnemonic::Popf | Mnemonic::Popfd | Mnemonic::Popfq | Mnemonic::Iret | Mnemonic::Iretd | Mnemonic::Iretq => {
                 self.direction = None;
-                self.undefined = 0;
             }
             _ => {}
         }
