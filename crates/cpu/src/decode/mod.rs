@@ -201,7 +201,10 @@ pub(crate) fn decode_one(
     host_alu: &mut interp::hostalu::HostAlu,
 ) -> Option<(Op, Flow)> {
     // The vendors differ in operand sizes of branches and far pointers in 64-bit mode, and in LOCK MOV CR0.
-    let options = if features.amd { DecoderOptions::AMD } else { DecoderOptions::NONE };
+    let vendor = if features.amd { DecoderOptions::AMD } else { DecoderOptions::NONE };
+    // The hint space 0F 18-1F and what is not assigned in 0F 0D do nothing on every processor. All that is assigned
+    // there does nothing here either.
+    let options = vendor | DecoderOptions::FORCE_RESERVED_NOP;
     // The instruction pointer is 0, so that operands relative to it come out relative.
     let mut decoder = Decoder::with_ip(mode.code_bits(), bytes, 0, options);
     let instruction = decoder.decode();

@@ -168,6 +168,14 @@ fn fill_memory(op: &mut Op, instruction: &Instruction, mode: Mode) {
         op.scale = instruction.memory_index_scale().trailing_zeros() as u8;
     }
     set_segment(op, instruction.memory_segment(), mode);
+    if mode.is_64() {
+        // Overrides by ES, CS, SS, DS are ignored: what counts for #SS is the base register.
+        let stack = matches!(base, Register::RSP | Register::RBP | Register::ESP | Register::EBP);
+        op.flags &= !op_flag::STACK;
+        if stack && op.seg == NULL_SEG as u8 {
+            op.flags |= op_flag::STACK;
+        }
+    }
 }
 
 /// Address size of the memory operand in bytes.
@@ -179,11 +187,8 @@ fn address_size(instruction: &Instruction, mode: Mode) -> u8 {
     }
     match instruction.memory_displ_size() {
         2 => 2,
-        4 if mode.code_bits() != 64 => 4,
-        4 => {
-            // disp32 alone in 64-bit mode is sign-extended, or with 67 an address of 32 bits; iced gives the final address.
-            8
-        }
+        // In 64-bit mode only with an address-size prefix.
+        4 => 4,
         8 => 8,
         _ => (mode.code_bits() / 8) as u8,
     }

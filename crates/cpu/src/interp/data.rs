@@ -202,7 +202,10 @@ pub(crate) fn select(d: &mut Decoding<'_>) -> Option<Choice> {
         N::Cwd => Some(spread_sign::<u16> as Handler),
         N::Cdq => Some(spread_sign::<u32> as Handler),
         N::Cqo => Some(spread_sign::<u64> as Handler),
+        // AMD leaves 0F 0D with a register undefined.
+        N::Reservednop if d.features.amd && d.shape[0] == Slot::Reg && is_0f0d(d) => return None,
         N::Nop
+        | N::Reservednop
         | N::Pause
         | N::Prefetchw
         | N::Prefetch
@@ -223,6 +226,14 @@ pub(crate) fn select(d: &mut Decoding<'_>) -> Option<Choice> {
 fn fence(_: &mut Vcpu, _: &Op) -> Step {
     std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
     Ok(())
+}
+
+fn is_0f0d(d: &Decoding<'_>) -> bool {
+    use iced_x86::Code as C;
+    matches!(
+        d.instruction.code(),
+        C::Reservednop_rm16_r16_0F0D | C::Reservednop_rm32_r32_0F0D | C::Reservednop_rm64_r64_0F0D
+    )
 }
 
 fn conditional(d: &Decoding<'_>) -> Option<Handler> {

@@ -55,12 +55,9 @@ fn cmpxchg_registers<T: Int>(vcpu: &mut Vcpu, op: &Op) -> Step {
     let accumulator = T::get(&vcpu.regs, RAX as u8);
     let found = T::get(&vcpu.regs, op.r1);
     let source = T::get(&vcpu.regs, op.r2);
+    // Only one of the two is written: the other keeps its upper half.
     if compare_result(vcpu, accumulator, found) {
         source.set(&mut vcpu.regs, op.r1);
-    } else {
-        // The destination is written with its own value: a 32-bit register loses its upper half.
-        found.set(&mut vcpu.regs, op.r1);
-        found.set(&mut vcpu.regs, RAX as u8);
     }
     Ok(())
 }

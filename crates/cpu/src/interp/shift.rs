@@ -154,7 +154,8 @@ fn shift<T: Int, O: Shift, D: Place, C: Count>(vcpu: &mut Vcpu, op: &Op) -> Step
 }
 
 fn shift_form<O: Shift>(d: &Decoding<'_>) -> Option<Handler> {
-    let size = d.op.osize;
+    // Not the size of CL.
+    let size = if d.shape[0] == Slot::Mem { d.instruction.memory_size().size() as u8 } else { d.op.osize };
     Some(match (d.shape[0], d.shape[1]) {
         (Slot::Reg, Slot::Imm) => sized!(size, shift, O, R1, ByImm),
         (Slot::Mem, Slot::Imm) => sized!(size, shift, O, M, ByImm),

@@ -19,6 +19,10 @@ trait Element {
     const COMPARES: bool = false;
     const USES_SI: bool = false;
     const USES_DI: bool = false;
+    /// What is checked once, even if the count is zero.
+    fn check<T: Int>(_: &mut Vcpu) -> Step {
+        Ok(())
+    }
     /// Moves one element; pointers and counter are the caller's.
     fn one<T: Int>(vcpu: &mut Vcpu, op: &Op) -> Step;
     /// Moves up to `count` elements at once, forward; 0 where that is not possible.
@@ -155,9 +159,11 @@ impl Element for Scas {
 struct Ins;
 impl Element for Ins {
     const USES_DI: bool = true;
+    fn check<T: Int>(vcpu: &mut Vcpu) -> Step {
+        vcpu.check_io(vcpu.regs[RDX] as u16, T::BYTES as u8)
+    }
     fn one<T: Int>(vcpu: &mut Vcpu, op: &Op) -> Step {
         let port = vcpu.regs[RDX] as u16;
-        vcpu.check_io(port, T::BYTES as u8)?;
         let to = destination::<T>(vcpu, op, true)?;
         // The port is read only once it is sure that the value can be stored.
         vcpu.check_write(to, T::BYTES)?;
@@ -169,9 +175,11 @@ impl Element for Ins {
 struct Outs;
 impl Element for Outs {
     const USES_SI: bool = true;
+    fn check<T: Int>(vcpu: &mut Vcpu) -> Step {
+        vcpu.check_io(vcpu.regs[RDX] as u16, T::BYTES as u8)
+    }
     fn one<T: Int>(vcpu: &mut Vcpu, op: &Op) -> Step {
         let port = vcpu.regs[RDX] as u16;
-        vcpu.check_io(port, T::BYTES as u8)?;
         let from = source::<T>(vcpu, op)?;
         let value: T = vcpu.load(from)?;
         vcpu.port_out(op, port, T::BYTES as u8, value.to_u64() as u32);
@@ -180,6 +188,7 @@ impl Element for Outs {
 }
 
 fn single<T: Int, E: Element>(vcpu: &mut Vcpu, op: &Op) -> Step {
+    E::check::<T>(vcpu)?;
     E::one::<T>(vcpu, op)?;
     step_pointers::<E>(vcpu, op, T::BYTES);
     Ok(())
@@ -196,6 +205,7 @@ fn step_pointers<E: Element>(vcpu: &mut Vcpu, op: &Op, bytes: u64) {
 }
 
 fn repeated<T: Int, E: Element>(vcpu: &mut Vcpu, op: &Op) -> Step {
+    E::check::<T>(vcpu)?;
     loop {
         let count = get_cut(vcpu, op, RCX);
         if count == 0 {
