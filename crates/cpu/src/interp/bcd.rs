@@ -118,9 +118,9 @@ fn xlat(vcpu: &mut Vcpu, op: &Op) -> Step {
 
 /// BOUND: #BR if the signed index is outside [first, second] at the memory operand.
 fn bound<T: Int>(vcpu: &mut Vcpu, op: &Op) -> Step {
-    let linear = vcpu.linear(op, 2 * T::BYTES, false)?;
-    let lower: T = vcpu.load(linear)?;
-    let upper: T = vcpu.load(linear.wrapping_add(T::BYTES))?;
+    let lower: T = vcpu.load_op(op)?;
+    let second = Op { disp: op.disp.wrapping_add(T::BYTES), ..*op };
+    let upper: T = vcpu.load_op(&second)?;
     let index = T::get(&vcpu.regs, op.r1).sign_extend() as i64;
     if index < lower.sign_extend() as i64 || index > upper.sign_extend() as i64 {
         return Err(Trap::fault(vector::BR));

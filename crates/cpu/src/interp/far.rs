@@ -4,7 +4,6 @@
 use iced_x86::{Code, Mnemonic};
 use platform::x86::{Segment, gpr, seg};
 
-use super::operand::stack_error;
 use crate::decode::{Choice, Decoding, Handler, Op, Slot, end};
 use crate::event::descriptor::{Descriptor, Refusal, is_null, kind, null_segment, segment_8086};
 use crate::event::frame::Frame;
@@ -284,12 +283,11 @@ fn transfer_immediate<const CALL: bool>(vcpu: &mut Vcpu, op: &Op) -> Step {
 }
 
 fn transfer_memory<const CALL: bool>(vcpu: &mut Vcpu, op: &Op) -> Step {
-    let size = usize::from(op.osize & 15);
-    let linear = vcpu.linear(op, size as u64 + 2, false)?;
-    let mut bytes = [0; 17];
-    vcpu.read_bytes(linear, &mut bytes[..size + 2]).map_err(|trap| stack_error(op, trap))?;
-    let selector = u16::from_le_bytes([bytes[size], bytes[size + 1]]);
-    let offset = bytes[..size].iter().rev().fold(0, |value, &byte| value << 8 | u64::from(byte));
+    let (offset, selector) = match op.osize {
+        2 => vcpu.load_far_pointer::<u16>(op)?,
+        4 => vcpu.load_far_pointer::<u32>(op)?,
+        _ => vcpu.load_far_pointer::<u64>(op)?,
+    };
     let transfer = if CALL { Transfer::Call } else { Transfer::Jump };
     vcpu.far_transfer(transfer, selector, offset, u64::from(op.osize))
 }

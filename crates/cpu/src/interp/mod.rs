@@ -391,8 +391,9 @@ impl Vcpu {
         let memory = self.memory.clone();
         let tag = self.claim_code_page(phys);
         let in_page = (0x1000 - (phys & 0xfff) as usize).min(MAX_BLOCK_BYTES);
+        let in_segment = self.code_left();
         let mut buffer = [0; MAX_BLOCK_BYTES];
-        let bytes = &mut buffer[..in_page];
+        let bytes = &mut buffer[..in_page.min(in_segment)];
         memory.read(phys, bytes).map_err(|_| Trap::gp(0))?;
         let mut ops = Vec::new();
         let mut at = 0;
@@ -410,6 +411,9 @@ impl Vcpu {
         if !ops.is_empty() {
             return Ok(self.cache.insert(Block::new(ops, self.mode, phys, tag, None)));
         }
+        if in_segment <= in_page {
+            return Err(Trap::gp(0));
+        }
         // The first instruction reaches into the next page.
         let next_page = (linear & !0xfff).wrapping_add(0x1000);
         let next_page = if self.in_64bit() { next_page } else { next_page & 0xffff_ffff };
@@ -418,9 +422,18 @@ impl Vcpu {
         let mut joined = [0; 15];
         joined[..in_page].copy_from_slice(bytes);
         self.fetch_bytes(second, &mut joined[in_page..]);
-        let (op, _) = decode::decode_one(&joined, self.mode, &self.features, &mut self.host_alu).ok_or(Trap::ud())?;
+        let joined = &joined[..joined.len().min(in_segment)];
+        let (op, _) = decode::decode_one(joined, self.mode, &self.features, &mut self.host_alu).ok_or(Trap::gp(0))?;
         let block = Block::new(vec![op], self.mode, phys, tag, Some((second, second_tag)));
         Ok(self.cache.insert(block))
+    }
+
+    /// Bytes from RIP to the end of the code segment.
+    fn code_left(&self) -> usize {
+        if self.mode.is_64() {
+            return usize::MAX;
+        }
+        (u64::from(self.segments[seg::CS].limit) + 1).saturating_sub(self.rip()) as usize
     }
 
     /// Decodes one instruction from memory that is not RAM.

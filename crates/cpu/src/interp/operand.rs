@@ -83,6 +83,13 @@ impl Vcpu {
         self.load(linear).map_err(|trap| stack_error(op, trap))
     }
 
+    /// Loads a far pointer: an offset of `T`, and the selector behind it. These are two accesses, each checked by itself.
+    pub(crate) fn load_far_pointer<T: Int>(&mut self, op: &Op) -> Step<(u64, u16)> {
+        let offset: T = self.load_op(op)?;
+        let behind = Op { disp: op.disp.wrapping_add(T::BYTES), ..*op };
+        Ok((offset.to_u64(), self.load_op(&behind)?))
+    }
+
     /// Stores the memory operand.
     #[inline(always)]
     pub(crate) fn store_op<T: Int>(&mut self, op: &Op, value: T) -> Step {

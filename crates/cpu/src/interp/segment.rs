@@ -3,7 +3,6 @@
 use iced_x86::{Code, Mnemonic};
 use platform::x86::{gpr, seg};
 
-use super::operand::stack_error;
 use crate::decode::{Choice, Decoding, Handler, Op, Slot, end, next};
 use crate::event::descriptor::{Refusal, is_null, null_segment, segment_8086};
 use crate::state::Shadow;
@@ -103,13 +102,7 @@ fn pop<T: Int>(vcpu: &mut Vcpu, op: &Op) -> Step {
 
 /// LDS and its kin: an offset of `T`, then a selector.
 fn load_pointer<T: Int, const INDEX: usize>(vcpu: &mut Vcpu, op: &Op) -> Step {
-    let linear = vcpu.linear(op, T::BYTES + 2, false)?;
-    let mut bytes = [0; 10];
-    let size = T::BYTES as usize;
-    vcpu.read_bytes(linear, &mut bytes[..size + 2]).map_err(|trap| stack_error(op, trap))?;
-    let selector = u16::from_le_bytes([bytes[size], bytes[size + 1]]);
-    bytes[size..].fill(0);
-    let offset = bytes[..8].iter().rev().fold(0, |value, &byte| value << 8 | u64::from(byte));
+    let (offset, selector) = vcpu.load_far_pointer::<T>(op)?;
     vcpu.load_segment(INDEX, selector)?;
     T::from_u64(offset).set(&mut vcpu.regs, op.r1);
     Ok(())

@@ -220,17 +220,16 @@ fn verify<const MEMORY: bool, const WRITE: bool>(vcpu: &mut Vcpu, op: &Op) -> St
 
 fn arpl<const MEMORY: bool>(vcpu: &mut Vcpu, op: &Op) -> Step {
     require_protected(vcpu)?;
-    let (linear, target, source) = if MEMORY {
-        let linear = vcpu.linear(op, 2, true)?;
-        let target: u16 = vcpu.load_for_store(linear).map_err(|trap| stack_error(op, trap))?;
-        (linear, target, u16::get(&vcpu.regs, op.r1))
+    let (target, source) = if MEMORY {
+        (vcpu.load_op::<u16>(op)?, u16::get(&vcpu.regs, op.r1))
     } else {
-        (0, u16::get(&vcpu.regs, op.r1), u16::get(&vcpu.regs, op.r2))
+        (u16::get(&vcpu.regs, op.r1), u16::get(&vcpu.regs, op.r2))
     };
     let raise = target & 3 < source & 3;
     if raise {
+        // Only then must the operand be writable.
         let raised = target & !3 | source & 3;
-        if MEMORY { vcpu.store(linear, raised)? } else { raised.set(&mut vcpu.regs, op.r1) }
+        if MEMORY { vcpu.store_op(op, raised)? } else { raised.set(&mut vcpu.regs, op.r1) }
     }
     vcpu.flags.set_zf(raise);
     Ok(())

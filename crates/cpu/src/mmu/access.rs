@@ -114,10 +114,10 @@ impl Vcpu {
 
     /// Makes sure that `size` bytes (at most a page) could be written, without writing and whatever their alignment.
     pub(crate) fn probe_write(&mut self, linear: u64, size: u64) -> Step {
+        let second = self.second_piece(linear, size as usize)?;
         self.resolve(linear, Access::Write)?;
-        let split = first_piece(linear, size as usize) as u64;
-        if split < size {
-            self.resolve(self.advance(linear, split), Access::Write)?;
+        if let Some((second, _)) = second {
+            self.resolve(second, Access::Write)?;
         }
         Ok(())
     }
@@ -197,10 +197,11 @@ impl Vcpu {
 
     /// Reads bytes from linear addresses; any length, may cross pages. Nothing is read if a page faults.
     pub(crate) fn read_bytes(&mut self, linear: u64, bytes: &mut [u8]) -> Step {
-        let split = first_piece(linear, bytes.len());
+        let second = self.second_piece(linear, bytes.len())?;
+        let split = second.map_or(bytes.len(), |(_, split)| split);
         let first = self.resolve(linear, Access::Read)?;
-        if split < bytes.len() {
-            let second = self.resolve(self.advance(linear, split as u64), Access::Read)?;
+        if let Some((second, _)) = second {
+            let second = self.resolve(second, Access::Read)?;
             self.read_physical(second, &mut bytes[split..]);
         }
         self.read_physical(first, &mut bytes[..split]);
@@ -210,10 +211,11 @@ impl Vcpu {
 
     /// Writes bytes to linear addresses; at most a page long, may cross one page boundary. Nothing is written if a page faults.
     pub(crate) fn write_bytes(&mut self, linear: u64, bytes: &[u8]) -> Step {
-        let split = first_piece(linear, bytes.len());
+        let second = self.second_piece(linear, bytes.len())?;
+        let split = second.map_or(bytes.len(), |(_, split)| split);
         let first = self.resolve(linear, Access::Write)?;
-        if split < bytes.len() {
-            let second = self.resolve(self.advance(linear, split as u64), Access::Write)?;
+        if let Some((second, _)) = second {
+            let second = self.resolve(second, Access::Write)?;
             self.write_physical(second, &bytes[split..]);
         }
         self.write_physical(first, &bytes[..split]);
@@ -224,19 +226,23 @@ impl Vcpu {
     /// Makes sure that `size` bytes could be written, without writing.
     pub(crate) fn check_write(&mut self, linear: u64, size: u64) -> Step {
         self.check_alignment(linear, size)?;
-        self.resolve(linear, Access::Write)?;
-        let split = first_piece(linear, size as usize) as u64;
-        if split < size {
-            self.resolve(self.advance(linear, split), Access::Write)?;
-        }
-        Ok(())
+        self.probe_write(linear, size)
     }
 
-    /// `linear + n` with the wrap-around of the address size. In compatibility mode system structures may lie above 4 GiB.
-    #[inline]
-    fn advance(&self, linear: u64, n: u64) -> u64 {
-        let next = linear.wrapping_add(n);
-        if self.in_64bit() || linear >> 32 != 0 { next } else { next & 0xffff_ffff }
+    /// Where an access of `len` bytes goes on in the next page, and after how many bytes.
+    ///
+    /// # Errors
+    /// #GP(0) if it reaches over the end of a flat 4 GiB segment. Addresses in segments with a base wrap around instead.
+    fn second_piece(&self, linear: u64, len: usize) -> Step<Option<(u64, usize)>> {
+        let split = first_piece(linear, len);
+        if split == len {
+            return Ok(None);
+        }
+        let next = linear.wrapping_add(split as u64);
+        if self.in_64bit() || next <= 0xffff_ffff {
+            return Ok(Some((next, split)));
+        }
+        if self.mode.is_flat() { Err(Trap::gp(0)) } else { Ok(Some((next & 0xffff_ffff, split))) }
     }
 
     /// Guest-physical address of a linear one, filling the TLB.

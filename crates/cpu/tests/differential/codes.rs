@@ -136,7 +136,6 @@ fn left_out(code: Code) -> Option<&'static str> {
     use Mnemonic as M;
     let info = code.op_code();
     let mnemonic = code.mnemonic();
-    if std::env::var("NOEVENT").is_ok() && (matches!(mnemonic, M::Retf|M::Iret|M::Iretd|M::Iretq|M::Int|M::Into|M::Lar|M::Lsl|M::Verr|M::Verw|M::Lldt|M::Ltr|M::Lgdt|M::Lidt|M::Lds|M::Les|M::Lfs|M::Lgs|M::Lss|M::Sysret|M::Sysretq|M::Sysexit|M::Sysexitq|M::Swapgs|M::Invlpg|M::Arpl|M::Wait) || info.op_kinds().iter().any(|k| matches!(k, OpCodeOperandKind::seg_reg|OpCodeOperandKind::farbr2_2|OpCodeOperandKind::farbr4_2|OpCodeOperandKind::fs|OpCodeOperandKind::gs|OpCodeOperandKind::es|OpCodeOperandKind::ds|OpCodeOperandKind::ss|OpCodeOperandKind::cs)) || matches!(mnemonic, M::Jmp|M::Call) && info.op_kinds()[0]==OpCodeOperandKind::mem) { return Some("tmp"); }
     Some(match mnemonic {
         M::Syscall | M::Sysenter => "enters the host's kernel",
         M::Int1 => "hypervisors under the host disturb it",

@@ -13,6 +13,7 @@ struct Segment {
     /// Offsets that are inside: first and last.
     first: u64,
     last: u64,
+    writable: bool,
 }
 
 /// What an instruction does with its memory operand.
@@ -40,7 +41,7 @@ impl Generator<'_> {
     /// Chooses the memory operand of `instruction`.
     pub(super) fn memory(&mut self, instruction: &mut Instruction, access: Access) -> Option<()> {
         for _ in 0..12 {
-            let (size, over) = self.address_size_and_override();
+            let (size, over) = self.address_size_and_override(access.writes);
             if self.try_form(instruction, access, size, over).is_some() {
                 return Some(());
             }
@@ -48,8 +49,8 @@ impl Generator<'_> {
         None
     }
 
-    fn address_size_and_override(&mut self) -> (u32, Register) {
-        let over = match self.mode {
+    fn address_size_and_override(&mut self, writes: bool) -> (u32, Register) {
+        let mut over = match self.mode {
             Mode::Long => match self.rng.below(40) {
                 0..3 => Register::FS,
                 3..6 => Register::GS,
@@ -64,6 +65,9 @@ impl Generator<'_> {
                 _ => Register::None,
             },
         };
+        if writes && self.segment(over).is_some_and(|segment| !segment.writable) && !self.rng.permille(30) {
+            over = Register::None;
+        }
         let size = match self.mode {
             Mode::Long if self.rng.below(10) == 0 => 4,
             Mode::Long => 8,
@@ -200,7 +204,9 @@ impl Generator<'_> {
     }
 
     fn segment(&self, register: Register) -> Option<Segment> {
-        let flat = |base| Segment { base, first: 0, last: if self.mode == Mode::Long { u64::MAX } else { 0xffff_ffff } };
+        let writable = register != Register::CS || self.mode == Mode::Long;
+        let last = if self.mode == Mode::Long { u64::MAX } else { 0xffff_ffff };
+        let flat = |base| Segment { base, first: 0, last, writable };
         if self.mode == Mode::Long {
             return match register {
                 Register::FS => self.state.fs_base.map(flat),
@@ -208,16 +214,20 @@ impl Generator<'_> {
                 _ => Some(flat(0)),
             };
         }
+        if !register.is_segment_register() {
+            return None;
+        }
         let selector = self.state.selectors[register.number()]?;
         if selector & 4 == 0 {
-            return (selector > 3).then(|| flat(0));
+            let data = selector == crate::layout::selector::DATA;
+            return (selector > 3).then(|| Segment { writable: writable && data, ..flat(0) });
         }
         let entry = LDT.get(usize::from(selector >> 3))?;
         let limit = u64::from(entry.limit);
         let expands_down = entry.kind & 0xc == 4;
         let top = if entry.big { 0xffff_ffff } else { 0xffff };
         let (first, last) = if expands_down { (limit + 1, top) } else { (0, limit) };
-        Some(Segment { base: u64::from(entry.base), first, last })
+        Some(Segment { base: u64::from(entry.base), first, last, writable: entry.kind & 0xa == 2 })
     }
 
     /// Chooses an offset in a segment.

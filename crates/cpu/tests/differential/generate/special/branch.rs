@@ -102,16 +102,16 @@ impl Generator<'_> {
             _ => 8,
         };
         let Some(label) = self.stack_frame(size, &[Word::Label]) else { return };
-        self.emit_return(code);
-        self.join_ahead(label);
-        self.ended |= !self.reaches(size);
-    }
-
-    fn emit_return(&mut self, code: Code) {
         let release = match self.rng.below(8) {
             0 => self.rng.value() as u32 & 0xffff,
             _ => self.rng.below(64) as u32,
         };
+        self.emit_return(code, release);
+        self.join_ahead(label);
+        self.ended |= !self.reaches(size);
+    }
+
+    fn emit_return(&mut self, code: Code, release: u32) {
         let instruction = match code.op_code().op_count() {
             0 => Ok(Instruction::with(code)),
             _ => Instruction::with1(code, release),
@@ -180,7 +180,9 @@ impl Generator<'_> {
         };
         let selector = u64::from(self.code_selector());
         let Some(label) = self.stack_frame(size, &[Word::Label, Word::Value(selector)]) else { return };
-        self.emit_return(code);
+        // Not far: processors read an outer stack pointer before or after they look at the selector.
+        let release = self.rng.below(64) as u32;
+        self.emit_return(code, release);
         self.join_ahead(label);
         self.ended |= !self.reaches(size);
     }
