@@ -144,6 +144,9 @@ fn left_out(code: Code) -> Option<&'static str> {
         M::Ud0 | M::Ud1 => "processors disagree on its length, which matters at the end of mapped memory",
         M::Xgetbv => "its result belongs to the host's kernel",
         M::Vmcall | M::Vmmcall | M::Vmfunc | M::Rsm => "belongs to a hypervisor",
+        M::Xsave | M::Xsave64 | M::Xsaveopt | M::Xsaveopt64 | M::Xsavec | M::Xsavec64 | M::Xrstor | M::Xrstor64 => {
+            "depends on which components the processor takes for unused"
+        }
         M::Xsetbv | M::Xsaves | M::Xsaves64 | M::Xrstors | M::Xrstors64 => "privileged; tested by system tests",
         _ if info.op_kinds().iter().any(|&kind| {
             matches!(kind, OpCodeOperandKind::tr_reg | OpCodeOperandKind::sibmem | OpCodeOperandKind::mem_mpx)

@@ -2,6 +2,7 @@
 
 use crate::layout::*;
 use crate::program::Program;
+use crate::vector::Places;
 
 /// Flags undefined where a run stopped.
 fn undefined_flags(program: &Program, outcome: &Outcome) -> u32 {
@@ -18,7 +19,7 @@ fn undefined_flags(program: &Program, outcome: &Outcome) -> u32 {
 }
 
 /// Lines that say where the outcomes differ: the host's value, then ours.
-pub(crate) fn differences(program: &Program, native: &Outcome, ours: &Outcome) -> Vec<String> {
+pub(crate) fn differences(program: &Program, native: &Outcome, ours: &Outcome, places: &Places) -> Vec<String> {
     let mut lines = Vec::new();
     let mut check = |name: &str, native: u64, ours: u64| {
         if native != ours {
@@ -61,6 +62,9 @@ pub(crate) fn differences(program: &Program, native: &Outcome, ours: &Outcome) -
     if program.mode == Mode::Long {
         check("fs base", native.fs_base, ours.fs_base);
         check("gs base", native.gs_base, ours.gs_base);
+    }
+    if native.has_xsave != 0 {
+        lines.extend(places.differences(&native.xsave, &ours.xsave));
     }
     if native.memory != ours.memory {
         memory_differences(native, ours, &mut lines);

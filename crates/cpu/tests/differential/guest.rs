@@ -138,7 +138,7 @@ impl Guest {
             }
             Some(trace) => self.run_traced(trace)?,
         }
-        self.save(outcome)
+        self.save(outcome, input.use_xsave != 0)
     }
 
     fn run_traced(&mut self, trace: &mut Vec<u64>) -> Result<(), Failure> {
@@ -178,9 +178,12 @@ impl Guest {
             state.segments[5].base = input.gs_base;
         }
         self.vcpu.set_state(&state);
+        if input.use_xsave != 0 {
+            self.vcpu.set_xsave_area(&input.xsave);
+        }
     }
 
-    fn save(&mut self, outcome: &mut Outcome) -> Result<(), Failure> {
+    fn save(&mut self, outcome: &mut Outcome, with_xsave: bool) -> Result<(), Failure> {
         let state = self.vcpu.state();
         let entry = state.rip.wrapping_sub(KERNEL + phys::STUBS + 1);
         if entry & 15 != 0 || entry >= VECTORS * 16 {
@@ -204,7 +207,11 @@ impl Guest {
         outcome.selectors = state.segments.map(|segment| segment.selector);
         outcome.selectors[1] = cs as u16;
         outcome.selectors[2] = ss as u16;
-        outcome.has_xsave = 0;
+        outcome.has_xsave = u16::from(with_xsave);
+        if with_xsave {
+            let area = self.vcpu.xsave_area();
+            outcome.xsave[..area.len()].copy_from_slice(&area);
+        }
         let (data, stack) = outcome.memory.split_at_mut(DATA_LEN);
         read(&self.memory, phys::DATA, data);
         read(&self.memory, phys::STACK, stack);

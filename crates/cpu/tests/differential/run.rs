@@ -13,6 +13,7 @@ use crate::layout::*;
 use crate::native::{BATCH, Sandbox};
 use crate::program::{Program, Target};
 use crate::random::Random;
+use crate::vector::Places;
 
 /// How often each encoding was executed.
 #[derive(Default)]
@@ -75,6 +76,7 @@ pub(crate) struct Runner {
     guest: Guest,
     images: Box<[[u8; MEMORY_LEN]; IMAGES + 1]>,
     constants: [u8; PAGE as usize],
+    places: Places,
     pub(crate) limits: Limits,
     pub(crate) cpuid: Cpuid,
     encoder: Encoder,
@@ -100,7 +102,8 @@ impl Runner {
         let guest = Guest::new(&images, &constants, host);
         let encoder = Encoder::new(mode.bits());
         let ours = Outcome::new();
-        Ok(Self { sandbox, guest, images, constants, limits, cpuid, encoder, ours, trace: Vec::new() })
+        let places = Places::new(xfeatures);
+        Ok(Self { sandbox, guest, images, constants, places, limits, cpuid, encoder, ours, trace: Vec::new() })
     }
 
     /// Runs programs of consecutive seeds until `instructions` were executed or `most` differences found.
@@ -168,7 +171,7 @@ impl Runner {
     fn check_run(&mut self, program: &Program, native: &Outcome, traced: bool) -> Vec<String> {
         let trace = traced.then_some(&mut self.trace);
         match self.guest.run(&program.input, trace, &mut self.ours) {
-            Ok(()) => differences(program, native, &self.ours),
+            Ok(()) => differences(program, native, &self.ours, &self.places),
             Err(failure) => vec![format!(
                 "host ended in vector {} at {:#x}, ours failed: {failure:?}",
                 native.vector, native.rip
@@ -206,7 +209,9 @@ impl Runner {
             before = difference.native;
         }
         let last = shortest.items.len() - 1;
-        if let Some(state) = before.filter(|state| state.vector == BP) {
+        // What the return from a signal does not restore.
+        const NT_ID: u64 = 1 << 14 | 1 << 21;
+        if let Some(state) = before.filter(|state| state.vector == BP && state.rflags & NT_ID == 0) {
             let single = self.single(&shortest, last, &state);
             if !self.difference(&single).lines.is_empty() {
                 return self.report(seed, &single);
@@ -256,6 +261,9 @@ impl Runner {
         single.input.rflags = state.rflags;
         single.input.selectors = state.selectors;
         (single.input.fs_base, single.input.gs_base) = (state.fs_base, state.gs_base);
+        if state.has_xsave != 0 {
+            single.input.xsave = state.xsave;
+        }
         single.input.image = OWN_IMAGE as u16;
         self.sandbox.set_own_image(&state.memory);
         self.guest.set_own_image(&state.memory);
@@ -269,6 +277,9 @@ impl Runner {
         let _ = writeln!(report, "before: rflags {:#x} selectors {:x?}", input.rflags, input.selectors);
         for (i, value) in input.gpr.iter().enumerate() {
             let _ = write!(report, "  r{i:<2} {value:#018x}{}", if i % 4 == 3 { "\n" } else { "" });
+        }
+        if input.use_xsave != 0 {
+            report += &self.places.show(&input.xsave);
         }
         if let Some(native) = native {
             let _ = writeln!(
@@ -343,7 +354,7 @@ pub(crate) fn family(which: Family, mode: Mode, instructions: u64) {
     let only = std::env::var("DIFFERENTIAL_CODE").ok();
     let only = only.map(|name| Code::values().find(|code| format!("{code:?}") == name).expect("a name of iced_x86::Code"));
     let codes = Codes::new(which, mode, &runner.cpuid, runner.limits.fsgsbase);
-    let plan = Plan { mode, family: which, codes: &codes, limits: runner.limits, only };
+    let plan = Plan { mode, family: which, codes: &codes, limits: runner.limits, places: runner.places, only };
     let first = number("DIFFERENTIAL_SEED");
     let start = first.unwrap_or_else(random_seed);
     let count = number("DIFFERENTIAL_INSTRUCTIONS").unwrap_or(instructions);

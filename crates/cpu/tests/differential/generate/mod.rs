@@ -18,6 +18,7 @@ use crate::flags;
 use crate::layout::*;
 use crate::program::{Item, Program, Target, decoder_options};
 use crate::random::Random;
+use crate::vector::Places;
 use track::State;
 
 /// What programs may rely on.
@@ -43,6 +44,7 @@ pub(crate) struct Generator<'a> {
     family: Family,
     codes: &'a Codes,
     limits: Limits,
+    places: Places,
     only: Option<Code>,
     items: Vec<Item>,
     state: State,
@@ -60,6 +62,7 @@ pub(crate) struct Plan<'a> {
     pub(crate) family: Family,
     pub(crate) codes: &'a Codes,
     pub(crate) limits: Limits,
+    pub(crate) places: Places,
     /// Test this encoding only.
     pub(crate) only: Option<Code>,
 }
@@ -79,6 +82,7 @@ fn loop_until_assembled(plan: &Plan<'_>, seed: u64, encoder: &mut Encoder) -> Pr
             family: plan.family,
             codes: plan.codes,
             limits: plan.limits,
+            places: plan.places,
             only: plan.only,
             items: Vec::new(),
             state: State::default(),
@@ -161,6 +165,11 @@ impl Generator<'_> {
         }
         self.state.direction = Some(input.rflags & 0x400 != 0);
         input.image = self.rng.below(IMAGES as u64) as u16;
+        if self.family != Family::Integer {
+            input.use_xsave = 1;
+            let registers = if self.mode == Mode::Long { 32 } else { 8 };
+            self.places.randomise(&mut input.xsave, &mut self.rng, registers);
+        }
     }
 
     /// One instruction of the encodings to be tested, with what it needs.

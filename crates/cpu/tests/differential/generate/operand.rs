@@ -1,6 +1,9 @@
 //! Fills in the operands that an encoding wants.
 
-use iced_x86::{Code, Instruction, MemorySize, Mnemonic, OpAccess, OpCodeOperandKind, OpKind, Register};
+use iced_x86::{
+    Code, EncodingKind, Instruction, MemorySize, Mnemonic, OpAccess, OpCodeInfo, OpCodeOperandKind, OpKind, Register,
+    RoundingControl,
+};
 
 use super::Generator;
 use super::address::Access;
@@ -66,6 +69,8 @@ impl Generator<'_> {
         use Mnemonic as M;
         match instruction.mnemonic() {
             M::Cmpxchg16b => 16,
+            M::Fxsave | M::Fxsave64 | M::Fxrstor | M::Fxrstor64 => 16,
+            _ if wants_alignment(instruction) => size.next_power_of_two(),
             // Elsewhere a locked access across cache lines may be slowed down or refused by the host's kernel.
             _ if instruction.has_lock_prefix() || instruction.mnemonic() == M::Xchg => {
                 if self.limits.amd { 1 } else { size }
@@ -80,12 +85,42 @@ impl Generator<'_> {
         if memory && info.can_use_lock_prefix() && self.rng.below(5) < 2 && instruction.op0_kind() == OpKind::Memory {
             instruction.set_has_lock_prefix(true);
         }
+        if info.encoding() == EncodingKind::EVEX {
+            self.evex_decorations(instruction, memory);
+        }
         if instruction.is_string_instruction() {
             match self.rng.below(10) {
                 0..4 if info.can_use_rep_prefix() => instruction.set_has_rep_prefix(true),
                 4..7 if info.can_use_repne_prefix() => instruction.set_has_repne_prefix(true),
                 _ => {}
             }
+        }
+    }
+
+    /// Opmask, zeroing, broadcast, rounding.
+    fn evex_decorations(&mut self, instruction: &mut Instruction, memory: bool) {
+        let info = instruction.op_code();
+        if info.can_use_op_mask_register() && (info.require_op_mask_register() || self.rng.below(3) != 0) {
+            let mask = 1 + self.rng.below(7) as u32;
+            instruction.set_op_mask(Register::K0 + mask);
+            let stores = instruction.op0_kind() == OpKind::Memory;
+            if info.can_use_zeroing_masking() && !stores && self.rng.below(2) == 0 {
+                instruction.set_zeroing_masking(true);
+            }
+        }
+        if memory && info.can_broadcast() && self.rng.below(3) == 0 {
+            instruction.set_is_broadcast(true);
+        }
+        if !memory && info.can_use_rounding_control() && self.rng.below(3) == 0 {
+            use RoundingControl as R;
+            instruction.set_rounding_control(self.rng.pick(&[
+                R::RoundToNearest,
+                R::RoundDown,
+                R::RoundUp,
+                R::RoundTowardZero,
+            ]));
+        } else if !memory && info.can_suppress_all_exceptions() && self.rng.below(3) == 0 {
+            instruction.set_suppress_all_exceptions(true);
         }
     }
 
@@ -114,6 +149,10 @@ impl Generator<'_> {
             set_register(instruction, i, register);
             return Some(());
         }
+        if let Some(register) = self.vector_register(instruction.op_code(), kind) {
+            set_register(instruction, i, register);
+            return Some(());
+        }
         match kind {
             K::seg_reg => {
                 let register = self.rng.pick(&[Register::ES, Register::SS, Register::DS, Register::FS, Register::GS]);
@@ -126,6 +165,26 @@ impl Generator<'_> {
             _ => return self.immediate(instruction, i, kind),
         }
         Some(())
+    }
+
+    /// A register of the x87, MMX, vector or opmask file.
+    fn vector_register(&mut self, info: &OpCodeInfo, kind: OpCodeOperandKind) -> Option<Register> {
+        use OpCodeOperandKind as K;
+        let long = self.mode == Mode::Long;
+        let evex = info.encoding() == EncodingKind::EVEX;
+        let count = if long { if evex { 32 } else { 16 } } else { 8 };
+        let (first, count) = match kind {
+            K::sti_opcode => (Register::ST0, 8),
+            K::mm_or_mem | K::mm_reg | K::mm_rm => (Register::MM0, 8),
+            K::xmm_or_mem | K::xmm_reg | K::xmm_rm | K::xmm_vvvv | K::xmm_is4 => (Register::XMM0, count),
+            K::ymm_or_mem | K::ymm_reg | K::ymm_rm | K::ymm_vvvv | K::ymm_is4 => (Register::YMM0, count),
+            K::zmm_or_mem | K::zmm_reg | K::zmm_rm | K::zmm_vvvv => (Register::ZMM0, count),
+            K::k_or_mem | K::k_reg | K::k_rm | K::k_vvvv => (Register::K0, 8),
+            _ => return None,
+        };
+        // Few registers, so that results are used again.
+        let spread = if self.rng.below(4) == 0 { count } else { count.min(6) };
+        Some(first + self.rng.below(spread) as u32)
     }
 
     fn immediate(&mut self, instruction: &mut Instruction, i: u32, kind: OpCodeOperandKind) -> Option<()> {
@@ -232,6 +291,27 @@ impl Generator<'_> {
             4..8 => Register::SPL + (r - 4),
             _ => Register::R8L + (r - 8),
         }
+    }
+}
+
+/// Whether a vector access must be aligned.
+fn wants_alignment(instruction: &Instruction) -> bool {
+    use Mnemonic as M;
+    let unaligned = matches!(instruction.mnemonic(), M::Movups | M::Movupd | M::Movdqu | M::Lddqu);
+    match instruction.encoding() {
+        EncodingKind::Legacy => instruction.memory_size().size() == 16 && !unaligned,
+        _ => matches!(
+            instruction.mnemonic(),
+            M::Vmovaps
+                | M::Vmovapd
+                | M::Vmovdqa
+                | M::Vmovdqa32
+                | M::Vmovdqa64
+                | M::Vmovntps
+                | M::Vmovntpd
+                | M::Vmovntdq
+                | M::Vmovntdqa
+        ),
     }
 }
 
