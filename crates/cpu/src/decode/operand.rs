@@ -171,7 +171,6 @@ fn fill_memory(op: &mut Op, instruction: &Instruction, mode: Mode) {
     if mode.is_64() {
         // Overrides by ES, CS, SS, DS are ignored: what counts for #SS is the base register.
         let stack = matches!(base, Register::RSP | Register::RBP | Register::ESP | Register::EBP);
-        op.flags &= !op_flag::STACK;
         if stack && op.seg == NULL_SEG as u8 {
             op.flags |= op_flag::STACK;
         }
@@ -204,7 +203,7 @@ pub(super) fn set_segment(op: &mut Op, segment: Register, mode: Mode) {
         Register::GS => seg::GS,
         _ => seg::DS,
     };
-    if index == seg::SS {
+    if index == seg::SS && !mode.is_64() {
         op.flags |= op_flag::STACK;
     }
     if mode.is_64() {

@@ -8,6 +8,7 @@ use iced_x86::Mnemonic;
 use platform::x86::gpr::{RAX, RCX, RDI, RDX, RSI};
 use platform::x86::{rflags, seg};
 
+use super::operand::stack_error;
 use crate::decode::{Choice, Decoding, Handler, Op, end, next, op_flag};
 use crate::state::attention;
 use crate::state::int::Int;
@@ -82,7 +83,7 @@ impl Element for Movs {
     const USES_DI: bool = true;
     fn one<T: Int>(vcpu: &mut Vcpu, op: &Op) -> Step {
         let from = source::<T>(vcpu, op)?;
-        let value: T = vcpu.load(from)?;
+        let value: T = vcpu.load(from).map_err(|trap| stack_error(op, trap))?;
         let to = destination::<T>(vcpu, op, true)?;
         vcpu.store(to, value)
     }
@@ -119,7 +120,7 @@ impl Element for Lods {
     const USES_SI: bool = true;
     fn one<T: Int>(vcpu: &mut Vcpu, op: &Op) -> Step {
         let from = source::<T>(vcpu, op)?;
-        let value: T = vcpu.load(from)?;
+        let value: T = vcpu.load(from).map_err(|trap| stack_error(op, trap))?;
         value.set(&mut vcpu.regs, RAX as u8);
         Ok(())
     }
@@ -136,7 +137,7 @@ impl Element for Cmps {
     const USES_DI: bool = true;
     fn one<T: Int>(vcpu: &mut Vcpu, op: &Op) -> Step {
         let from = source::<T>(vcpu, op)?;
-        let a: T = vcpu.load(from)?;
+        let a: T = vcpu.load(from).map_err(|trap| stack_error(op, trap))?;
         let to = destination::<T>(vcpu, op, false)?;
         let b: T = vcpu.load(to)?;
         compare(vcpu, a, b);
@@ -181,7 +182,7 @@ impl Element for Outs {
     fn one<T: Int>(vcpu: &mut Vcpu, op: &Op) -> Step {
         let port = vcpu.regs[RDX] as u16;
         let from = source::<T>(vcpu, op)?;
-        let value: T = vcpu.load(from)?;
+        let value: T = vcpu.load(from).map_err(|trap| stack_error(op, trap))?;
         vcpu.port_out(op, port, T::BYTES as u8, value.to_u64() as u32);
         Ok(())
     }

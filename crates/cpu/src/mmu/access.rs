@@ -146,7 +146,7 @@ impl Vcpu {
             let mut bytes = [0; 8];
             self.read_bytes(at, &mut bytes)?;
             *word = u64::from_le_bytes(bytes);
-            at = self.advance(at, 8);
+            at = at.wrapping_add(8);
         }
         Ok(words)
     }

@@ -180,8 +180,8 @@ impl Generator<'_> {
         };
         let selector = u64::from(self.code_selector());
         let Some(label) = self.stack_frame(size, &[Word::Label, Word::Value(selector)]) else { return };
-        // Not far: processors read an outer stack pointer before or after they look at the selector.
-        let release = self.rng.below(64) as u32;
+        // Not far, and aligned: processors read an outer stack pointer before or after they look at the selector.
+        let release = 8 * self.rng.below(8) as u32;
         self.emit_return(code, release);
         self.join_ahead(label);
         self.ended |= !self.reaches(size);
