@@ -63,6 +63,8 @@ fn extend_form<const SIGNED: bool>(d: &Decoding<'_>) -> Option<Handler> {
         };
     }
     let source_size = match d.shape[1] {
+        // AMD's processors read a doubleword even where only half of it is used.
+        Slot::Mem if d.features.amd && d.instruction.mnemonic() == Mnemonic::Movsxd => 4,
         Slot::Mem => d.instruction.memory_size().size(),
         _ => d.instruction.op1_register().size(),
     };

@@ -182,10 +182,33 @@ fn family(code: Code) -> Family {
         use CpuidFeature as F;
         !matches!(
             f,
-            F::INTEL8086 | F::INTEL186 | F::INTEL286 | F::INTEL386 | F::INTEL486 | F::X64 | F::CMOV | F::CX8
-                | F::CMPXCHG16B | F::MOVBE | F::POPCNT | F::LZCNT | F::BMI1 | F::BMI2 | F::ADX | F::MULTIBYTENOP
-                | F::PAUSE | F::PREFETCHW | F::FSGSBASE | F::CLFSH | F::CLFLUSHOPT | F::CLWB | F::CET_IBT | F::MSR
-                | F::SMAP | F::INVPCID | F::WBNOINVD
+            F::INTEL8086
+                | F::INTEL186
+                | F::INTEL286
+                | F::INTEL386
+                | F::INTEL486
+                | F::X64
+                | F::CMOV
+                | F::CX8
+                | F::CMPXCHG16B
+                | F::MOVBE
+                | F::POPCNT
+                | F::LZCNT
+                | F::BMI1
+                | F::BMI2
+                | F::ADX
+                | F::MULTIBYTENOP
+                | F::PAUSE
+                | F::PREFETCHW
+                | F::FSGSBASE
+                | F::CLFSH
+                | F::CLFLUSHOPT
+                | F::CLWB
+                | F::CET_IBT
+                | F::MSR
+                | F::SMAP
+                | F::INVPCID
+                | F::WBNOINVD
         )
     });
     let general = matches!(

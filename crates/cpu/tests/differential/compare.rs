@@ -26,9 +26,8 @@ pub(crate) fn differences(program: &Program, native: &Outcome, ours: &Outcome, p
             lines.push(format!("{name:8} host {native:#x}, ours {ours:#x}"));
         }
     };
-    const NAMES: [&str; 16] = [
-        "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15",
-    ];
+    const NAMES: [&str; 16] =
+        ["rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15"];
     // CMPS may fault on either side first; even one processor does not always take the same.
     let either = compares_strings(program, native.rip) && is_data_fault(native.vector) && is_data_fault(ours.vector);
     if !either {

@@ -30,7 +30,8 @@ pub(crate) fn read(instruction: &Instruction) -> u32 {
 /// Whether it depends on a register's value if the instruction writes flags at all.
 fn may_leave_flags(instruction: &Instruction) -> bool {
     use Mnemonic as M;
-    let repeated = instruction.is_string_instruction() && (instruction.has_rep_prefix() || instruction.has_repne_prefix());
+    let repeated =
+        instruction.is_string_instruction() && (instruction.has_rep_prefix() || instruction.has_repne_prefix());
     let shift = matches!(
         instruction.mnemonic(),
         M::Shl | M::Sal | M::Shr | M::Sar | M::Rol | M::Ror | M::Rcl | M::Rcr | M::Shld | M::Shrd

@@ -95,13 +95,8 @@ impl Guest {
     pub(crate) fn new(images: &[[u8; MEMORY_LEN]; IMAGES + 1], constants: &[u8; PAGE as usize], host: Host) -> Self {
         let memory = GuestMemory::new(MemoryOptions { size: phys::SIZE, ..MemoryOptions::default() })
             .expect("a megabyte of guest memory");
-        let features = Features::host(cpu::features::Placement {
-            apic_id: 0,
-            sockets: 1,
-            cores: 1,
-            threads: 1,
-            x2apic: false,
-        });
+        let features =
+            Features::host(cpu::features::Placement { apic_id: 0, sockets: 1, cores: 1, threads: 1, x2apic: false });
         write(&memory, phys::CONSTANTS, constants);
         write(&memory, phys::CODE, &[FILLER; CODE_LEN]);
         write_page_tables(&memory);
@@ -267,7 +262,11 @@ fn segment_for(selector: u16) -> Segment {
                 selector: 0,
                 base: u64::from(entry.base),
                 limit: entry.limit,
-                access: u32::from(entry.kind) | 0x70 | u32::from(entry.present) << 7 | 1 << 12 | u32::from(entry.big) << 14,
+                access: u32::from(entry.kind)
+                    | 0x70
+                    | u32::from(entry.present) << 7
+                    | 1 << 12
+                    | u32::from(entry.big) << 14,
             }
         }
     };

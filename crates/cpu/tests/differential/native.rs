@@ -45,12 +45,20 @@ struct Facts {
 }
 
 /// How a batch failed.
-#[derive(Debug)]
 pub(crate) struct Died {
     /// The program that ran.
     pub(crate) position: usize,
     /// The status that the child ended with; none if it hung.
-    pub(crate) status: Option<i32>,
+    status: Option<i32>,
+}
+
+impl std::fmt::Display for Died {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.status {
+            Some(status) => write!(f, "the sandbox process died (wait status {status:#x})"),
+            None => write!(f, "the sandbox process hung"),
+        }
+    }
 }
 
 /// The parent's end.
@@ -306,9 +314,7 @@ unsafe fn map(at: u64, len: usize, protection: i32, fd: i32) -> Option<*mut u8> 
     let place = if at != 0 { libc::MAP_FIXED_NOREPLACE } else { 0 };
     let kind = if fd >= 0 { libc::MAP_SHARED } else { libc::MAP_PRIVATE | libc::MAP_ANONYMOUS };
     // SAFETY: the caller's range, replacing nothing.
-    let got = unsafe {
-        libc::mmap(at as *mut libc::c_void, len, protection, kind | place | libc::MAP_POPULATE, fd, 0)
-    };
+    let got = unsafe { libc::mmap(at as *mut libc::c_void, len, protection, kind | place | libc::MAP_POPULATE, fd, 0) };
     (got != libc::MAP_FAILED && (at == 0 || got as u64 == at)).then_some(got.cast())
 }
 
@@ -318,11 +324,8 @@ unsafe fn set_ldt() -> bool {
         // struct user_desc of the kernel.
         let contents = u32::from(entry.kind >> 2 & 3);
         let read_exec_only = u32::from(entry.kind & 2 == 0);
-        let flags = u32::from(entry.big)
-            | contents << 1
-            | read_exec_only << 3
-            | u32::from(!entry.present) << 5
-            | 1 << 6;
+        let flags =
+            u32::from(entry.big) | contents << 1 | read_exec_only << 3 | u32::from(!entry.present) << 5 | 1 << 6;
         let descriptor = [index as u32, entry.base, entry.limit, flags];
         const WRITE_NEW: i32 = 0x11;
         // SAFETY: the kernel reads the 16 bytes.

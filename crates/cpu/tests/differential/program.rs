@@ -53,11 +53,9 @@ impl Target {
     pub(crate) fn item(&mut self) -> Option<&mut usize> {
         match self {
             Target::None => None,
-            Target::Branch(n)
-            | Target::Branch16(n)
-            | Target::Memory(n)
-            | Target::Immediate(_, n)
-            | Target::Far(n) => Some(n),
+            Target::Branch(n) | Target::Branch16(n) | Target::Memory(n) | Target::Immediate(_, n) | Target::Far(n) => {
+                Some(n)
+            }
         }
     }
 }

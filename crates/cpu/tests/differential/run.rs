@@ -31,7 +31,6 @@ impl Coverage {
     /// branches.
     fn note(&mut self, program: &Program, outcome: &Outcome, trace: &[u64]) {
         self.programs += 1;
-        if std::env::var("SHOWPF").is_ok() && outcome.vector != BP { println!("END {} {:#x} {:#x} item {:?}/{} {:?} at {:#x} {:?}", outcome.vector, outcome.error, outcome.cr2, program.item_at(outcome.rip), program.items.len(), program.item_at(outcome.rip).and_then(|i| program.items.get(i)).map(|i| i.code()), program.code_at, program.branches); }
         *self.vectors.entry(outcome.vector).or_default() += 1;
         let fetch = outcome.vector == PF && outcome.error & 0x10 != 0;
         if program.branches {
@@ -125,7 +124,7 @@ impl Runner {
                 Ok(outcomes) => outcomes.to_vec(),
                 Err(died) => {
                     let (seed, program) = &batch[died.position.min(batch.len() - 1)];
-                    let report = format!("the sandbox process died ({died:?}) in\n{}", program.listing());
+                    let report = format!("{died} in\n{}", program.listing());
                     mismatches.push(Mismatch { seed: *seed, code: None, report });
                     self.restart();
                     Vec::new()
@@ -172,10 +171,9 @@ impl Runner {
         let trace = traced.then_some(&mut self.trace);
         match self.guest.run(&program.input, trace, &mut self.ours) {
             Ok(()) => differences(program, native, &self.ours, &self.places),
-            Err(failure) => vec![format!(
-                "host ended in vector {} at {:#x}, ours failed: {failure:?}",
-                native.vector, native.rip
-            )],
+            Err(failure) => {
+                vec![format!("host ended in vector {} at {:#x}, ours failed: {failure:?}", native.vector, native.rip)]
+            }
         }
     }
 
@@ -189,14 +187,13 @@ impl Runner {
             }
             Err(died) => {
                 self.restart();
-                Difference { lines: vec![format!("the sandbox process died: {died:?}")], native: None }
+                Difference { lines: vec![died.to_string()], native: None }
             }
         }
     }
 
     /// Reduces a program whose outcomes differ to as little as still differs.
     fn shrink(&mut self, seed: u64, program: &Program) -> Mismatch {
-        if std::env::var("SHOWALL").is_ok() { println!("{} {:x?}", program.listing(), program.undefined); }
         let mut shortest = program.clone();
         let mut before = None;
         for len in 1..=program.items.len() {
@@ -352,7 +349,8 @@ pub(crate) fn family(which: Family, mode: Mode, instructions: u64) {
         u64::from_str_radix(digits, if digits.len() < text.len() { 16 } else { 10 }).ok()
     };
     let only = std::env::var("DIFFERENTIAL_CODE").ok();
-    let only = only.map(|name| Code::values().find(|code| format!("{code:?}") == name).expect("a name of iced_x86::Code"));
+    let only =
+        only.map(|name| Code::values().find(|code| format!("{code:?}") == name).expect("a name of iced_x86::Code"));
     let codes = Codes::new(which, mode, &runner.cpuid, runner.limits.fsgsbase);
     let plan = Plan { mode, family: which, codes: &codes, limits: runner.limits, places: runner.places, only };
     let first = number("DIFFERENTIAL_SEED");

@@ -72,7 +72,11 @@ impl Generator<'_> {
             Mode::Long if self.rng.below(10) == 0 => 4,
             Mode::Long => 8,
             // Nothing of the flat segments lies in the reach of 16-bit addresses.
-            Mode::Flat32 if matches!(over, Register::FS | Register::GS) && self.limits.ldt && self.rng.below(2) == 0 => 2,
+            Mode::Flat32
+                if matches!(over, Register::FS | Register::GS) && self.limits.ldt && self.rng.below(2) == 0 =>
+            {
+                2
+            }
             Mode::Segmented16 if self.rng.below(4) != 0 => 2,
             _ => 4,
         };

@@ -131,7 +131,13 @@ impl Generator<'_> {
             0..8 => self.rng.below(PAGE),
             8..19 => PAGE - 1 - self.rng.below(80),
             // A far call over the end of its segment faults, but processors of AMD have written to the stack by then.
-            _ if self.items.iter().any(|item| item.instruction.is_call_far() || item.instruction.is_call_far_indirect()) => 0,
+            _ if self
+                .items
+                .iter()
+                .any(|item| item.instruction.is_call_far() || item.instruction.is_call_far_indirect()) =>
+            {
+                0
+            }
             _ => 2 * PAGE - 1 - self.rng.below(64),
         };
         at as u32

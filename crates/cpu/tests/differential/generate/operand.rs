@@ -73,7 +73,11 @@ impl Generator<'_> {
             _ if wants_alignment(instruction) => size.next_power_of_two(),
             // Elsewhere a locked access across cache lines may be slowed down or refused by the host's kernel.
             _ if instruction.has_lock_prefix() || instruction.mnemonic() == M::Xchg => {
-                if self.limits.amd { 1 } else { size }
+                if self.limits.amd {
+                    1
+                } else {
+                    size
+                }
             }
             _ => 1,
         }

@@ -339,8 +339,13 @@ impl Generator<'_> {
                 }
                 OpCodeOperandKind::es_rDI => {
                     instruction.set_op_kind(i, destination[column]);
-                    let writes = !matches!(code.mnemonic(), Mnemonic::Scasb | Mnemonic::Scasw | Mnemonic::Scasd | Mnemonic::Scasq)
-                        && !matches!(code.mnemonic(), Mnemonic::Cmpsb | Mnemonic::Cmpsw | Mnemonic::Cmpsd | Mnemonic::Cmpsq);
+                    let writes = !matches!(
+                        code.mnemonic(),
+                        Mnemonic::Scasb | Mnemonic::Scasw | Mnemonic::Scasd | Mnemonic::Scasq
+                    ) && !matches!(
+                        code.mnemonic(),
+                        Mnemonic::Cmpsb | Mnemonic::Cmpsw | Mnemonic::Cmpsd | Mnemonic::Cmpsq
+                    );
                     self.point(7, Register::ES, Access { size: repeats, align: 1, writes, margin: 0 });
                 }
                 kind => {
@@ -458,10 +463,7 @@ fn is_fixed_segment(kind: OpCodeOperandKind) -> bool {
 }
 
 fn is_string(code: Code) -> bool {
-    code.op_code()
-        .op_kinds()
-        .iter()
-        .any(|kind| matches!(kind, OpCodeOperandKind::seg_rSI | OpCodeOperandKind::es_rDI))
+    code.op_code().op_kinds().iter().any(|kind| matches!(kind, OpCodeOperandKind::seg_rSI | OpCodeOperandKind::es_rDI))
 }
 
 /// Whether a branch loads 16 bits into the instruction pointer.

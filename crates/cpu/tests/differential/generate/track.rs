@@ -39,9 +39,8 @@ pub(super) fn same_meaning(a: &Instruction, b: &Instruction, mode: Mode) -> bool
     let operands = (0..a.op_count()).all(|i| {
         a.op_kind(i) == b.op_kind(i) && (a.op_kind(i) != OpKind::Register || a.op_register(i) == b.op_register(i))
     });
-    let flat = |register| {
-        mode == Mode::Long && matches!(register, Register::ES | Register::CS | Register::SS | Register::DS)
-    };
+    let flat =
+        |register| mode == Mode::Long && matches!(register, Register::ES | Register::CS | Register::SS | Register::DS);
     let (sa, sb) = (a.memory_segment(), b.memory_segment());
     let has_memory = (0..a.op_count()).any(|i| !matches!(a.op_kind(i), OpKind::Register)) || a.is_string_instruction();
     let segment = !has_memory || sa == sb || flat(sa) && flat(sb) && (sa == Register::SS) == (sb == Register::SS);

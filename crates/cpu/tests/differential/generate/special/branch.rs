@@ -20,7 +20,12 @@ impl Generator<'_> {
         instruction.set_op_kind(0, kind);
         match code.mnemonic() {
             Mnemonic::Call => self.ensure_stack(),
-            Mnemonic::Loop | Mnemonic::Loope | Mnemonic::Loopne | Mnemonic::Jcxz | Mnemonic::Jecxz | Mnemonic::Jrcxz
+            Mnemonic::Loop
+            | Mnemonic::Loope
+            | Mnemonic::Loopne
+            | Mnemonic::Jcxz
+            | Mnemonic::Jecxz
+            | Mnemonic::Jrcxz
                 if self.rng.below(2) == 0 =>
             {
                 let count = self.rng.below(3);
@@ -128,7 +133,9 @@ impl Generator<'_> {
         use selector as s;
         let own = self.state.selectors[1].unwrap_or(s::CODE64);
         match self.rng.below(16) {
-            0 => self.rng.pick(&[0, 3, s::KERNEL_CODE, s::KERNEL_CODE | 3, s::DATA, s::LDT_DATA, s::LDT_ABSENT, 0xfff8]),
+            0 => {
+                self.rng.pick(&[0, 3, s::KERNEL_CODE, s::KERNEL_CODE | 3, s::DATA, s::LDT_DATA, s::LDT_ABSENT, 0xfff8])
+            }
             1 => own & !3,
             _ => own,
         }

@@ -19,7 +19,9 @@ impl Generator<'_> {
             (_, true, false) => &[s::DATA],
             (_, true, true) => &[s::DATA, s::DATA, s::DATA, s::LDT_DATA],
             (Mode::Long, false, false) => &[s::DATA, s::CODE64, s::CODE32, 0, 3],
-            (Mode::Long, false, true) => &[s::DATA, s::CODE64, s::CODE32, 0, 2, s::LDT_DATA, s::LDT_READ_ONLY, s::LDT_CODE16],
+            (Mode::Long, false, true) => {
+                &[s::DATA, s::CODE64, s::CODE32, 0, 2, s::LDT_DATA, s::LDT_READ_ONLY, s::LDT_CODE16]
+            }
             (Mode::Flat32, false, false) => &[s::DATA, s::CODE32],
             (Mode::Flat32, false, true) => &[s::DATA, s::DATA, s::CODE32, s::LDT_DATA, s::LDT_EXPAND_DOWN],
             (Mode::Segmented16, false, _) => {
