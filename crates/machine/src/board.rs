@@ -157,7 +157,7 @@ fn set_level_triggered(ports: &Bus, irqs: u16) {
 }
 
 fn device_error(address: PciAddress, device: &str, source: devices::DeviceError) -> MachineError {
-    MachineError::Device { address: address.to_string(), device: device.to_owned(), source }
+    MachineError::Device { address: address.to_string(), device: device.to_owned(), source: Box::new(source) }
 }
 
 fn name(config: &Config) -> Result<String, MachineError> {

@@ -37,7 +37,7 @@ pub enum MachineError {
         /// Its name in the configuration.
         device: String,
         /// What it says.
-        source: devices::DeviceError,
+        source: Box<devices::DeviceError>,
     },
     /// More than one LPC bridge.
     #[error("Only one LPC bridge is allowed.")]
@@ -58,7 +58,7 @@ pub enum MachineError {
     NothingToBoot,
     /// The kernel.
     #[error(transparent)]
-    Boot(#[from] boot::BootError),
+    Boot(Box<boot::BootError>),
     /// Firmware tables.
     #[error(transparent)]
     Tables(#[from] boot::TableError),
@@ -81,6 +81,12 @@ pub enum MachineError {
         /// What the host said.
         source: std::io::Error,
     },
+}
+
+impl From<boot::BootError> for MachineError {
+    fn from(error: boot::BootError) -> Self {
+        Self::Boot(Box::new(error))
+    }
 }
 
 impl MachineError {
