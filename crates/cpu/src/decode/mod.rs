@@ -6,7 +6,7 @@
 
 mod operand;
 
-use iced_x86::{Decoder, DecoderOptions, Instruction};
+use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction};
 
 use crate::interp;
 use crate::{Step, Trap, Vcpu};
@@ -190,6 +190,9 @@ const FAMILIES: &[fn(&mut Decoding<'_>) -> Option<Choice>] = &[
     interp::bcd::select,
 ];
 
+/// Longest instruction, in bytes.
+const MAX_LENGTH: usize = 15;
+
 /// Decodes the instruction at the start of `bytes` (1–15 bytes, as many as are mapped) in `mode`.
 ///
 /// # Errors
@@ -209,14 +212,10 @@ pub(crate) fn decode_one(
     let mut decoder = Decoder::with_ip(mode.code_bits(), bytes, 0, options);
     let instruction = decoder.decode();
     if instruction.is_invalid() {
-        if decoder.last_error() == iced_x86::DecoderError::NoMoreBytes && bytes.len() < 15 {
+        if decoder.last_error() == DecoderError::NoMoreBytes && bytes.len() < MAX_LENGTH {
             return None;
         }
-        let run = if bytes.len() >= 15 && decoder.last_error() == iced_x86::DecoderError::NoMoreBytes {
-            too_long
-        } else {
-            undefined
-        };
+        let run = if is_longer_than(bytes, mode, MAX_LENGTH - 1) { too_long } else { undefined };
         return Some((operand::empty(run, 1), Flow::End));
     }
     let bytes = &bytes[..instruction.len()];
@@ -227,6 +226,15 @@ pub(crate) fn decode_one(
     let choice = choice.unwrap_or(Choice { run: undefined, flow: Flow::End });
     op.run = choice.run;
     Some((op, choice.flow))
+}
+
+/// Whether the first `length` of `bytes` are only a part of an instruction. (With 15 bytes to look at, the decoder tells one
+/// that is too long from one that does not exist no more.)
+fn is_longer_than(bytes: &[u8], mode: Mode, length: usize) -> bool {
+    bytes.get(..length).is_some_and(|bytes| {
+        let mut decoder = Decoder::with_ip(mode.code_bits(), bytes, 0, DecoderOptions::NONE);
+        decoder.decode().is_invalid() && decoder.last_error() == DecoderError::NoMoreBytes
+    })
 }
 
 /// #UD: not an instruction, or not one of this CPU's.

@@ -233,6 +233,9 @@ impl Vcpu {
                 self.attention |= attention::INTERRUPT;
             }
         }
+        if self.nmi_waiting && !self.nmi_blocked {
+            self.attention |= attention::INTERRUPT;
+        }
         if self.activity == Activity::Halted {
             return Next::Exit(self.halt_exit());
         }

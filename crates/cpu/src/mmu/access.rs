@@ -342,13 +342,28 @@ impl Vcpu {
         self.check_write(linear, 16)?;
         let gpa = self.resolve(linear, Access::Write)?;
         let Ok(at) = self.memory.host_address(gpa, 16) else {
-            return Err(Trap::gp(0));
+            return self.bus_exchange_16(linear, expected, new);
         };
         // SAFETY: host_address checked the range, and callers check the alignment.
         let old = unsafe { atomic::exchange_16(at, expected, new) };
         if self.memory.pages().note_write(gpa, 16) {
             self.block_end = 0;
         }
+        self.note_data_access(linear, 16, true);
+        Ok(old)
+    }
+
+    /// As [`Vcpu::locked_exchange_16`], on devices.
+    #[cold]
+    fn bus_exchange_16(&mut self, linear: u64, expected: u128, new: u128) -> Step<u128> {
+        let shared = self.shared.clone();
+        let _guard = shared.bus_lock();
+        let mut bytes = [0; 16];
+        self.read_bytes(linear, &mut bytes)?;
+        let old = u128::from_le_bytes(bytes);
+        // The bus sees a write whether the values are equal or not.
+        let value = if old == expected { new } else { old };
+        self.write_bytes(linear, &value.to_le_bytes())?;
         Ok(old)
     }
 

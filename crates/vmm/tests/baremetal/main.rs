@@ -4,5 +4,13 @@
 #[path = "../harness/mod.rs"]
 mod harness;
 
+mod crossing;
+mod debug;
+mod gates;
+mod interrupts;
+mod mmio;
 mod paging;
+mod privilege;
 mod segments;
+mod tasks;
+mod v8086;
