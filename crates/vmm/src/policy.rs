@@ -62,9 +62,17 @@ impl AccessPolicy {
         Self { options, power, logged: Mutex::default() }
     }
 
+    fn table(&self) -> &'static [(u32, u32, u64)] {
+        if self.options.amd { AMD } else { INTEL }
+    }
+
+    /// The MSRs that are answered here whatever an engine knows of them, as ranges of (first, last).
+    pub fn answered(&self) -> impl Iterator<Item = (u32, u32)> {
+        self.table().iter().map(|&(first, last, _)| (first, last))
+    }
+
     fn known(&self, index: u32) -> Option<u64> {
-        let table = if self.options.amd { AMD } else { INTEL };
-        table.iter().find(|(first, last, _)| (*first..=*last).contains(&index)).map(|entry| entry.2)
+        self.table().iter().find(|(first, last, _)| (*first..=*last).contains(&index)).map(|entry| entry.2)
     }
 
     fn log(&self, index: u32, write: bool, text: impl FnOnce() -> String) {
@@ -139,6 +147,18 @@ mod tests {
         let (lax, _) = policy(PolicyOptions::default());
         assert_eq!(lax.read_msr(0, 0x1234), Some(0));
         assert_eq!(lax.read_msr(0, 0x3a), Some(1));
+    }
+
+    /// KVM takes at most 16 ranges, and the engine has a bitmap for 16 MSRs in each.
+    #[test]
+    fn answered_ranges_are_few_and_short() {
+        for amd in [false, true] {
+            let (policy, _) = policy(PolicyOptions { amd, ..Default::default() });
+            assert!((1..=16).contains(&policy.answered().count()));
+            for (first, last) in policy.answered() {
+                assert!(last - first < 16 && policy.read_msr(0, first).is_some() && policy.read_msr(0, last).is_some());
+            }
+        }
     }
 
     #[test]

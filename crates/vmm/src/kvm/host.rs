@@ -8,7 +8,7 @@ use kvm_ioctls::{Cap, Kvm};
 const API_VERSION: i32 = 12;
 
 /// Capabilities without which the engine cannot run.
-const NEEDED: [Cap; 14] = [
+const NEEDED: [Cap; 15] = [
     Cap::Irqchip,
     Cap::Pit2,
     Cap::UserMemory,
@@ -23,6 +23,7 @@ const NEEDED: [Cap; 14] = [
     Cap::Xcrs,
     Cap::ImmediateExit,
     Cap::X86UserSpaceMsr,
+    Cap::X86MsrFilter,
 ];
 
 /// Whether the host's processor offers VT-x or SVM to this system, and the kernel module for it is there.

@@ -3,15 +3,17 @@
 
 use kvm_bindings::{
     KVM_CAP_EXIT_ON_EMULATION_FAILURE, KVM_CAP_X2APIC_API, KVM_CAP_X86_USER_SPACE_MSR, KVM_IRQ_ROUTING_IRQCHIP,
-    KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_MSR_EXIT_REASON_UNKNOWN,
-    KVM_PIT_SPEAKER_DUMMY, KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK, KVM_X2APIC_API_USE_32BIT_IDS, KvmIrqRouting,
-    kvm_enable_cap, kvm_irq_routing_entry, kvm_irq_routing_irqchip, kvm_pit_config, kvm_userspace_memory_region,
+    KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_MSR_EXIT_REASON_FILTER,
+    KVM_MSR_EXIT_REASON_UNKNOWN, KVM_PIT_SPEAKER_DUMMY, KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK,
+    KVM_X2APIC_API_USE_32BIT_IDS, KvmIrqRouting, kvm_enable_cap, kvm_irq_routing_entry, kvm_irq_routing_irqchip,
+    kvm_pit_config, kvm_userspace_memory_region,
 };
-use kvm_ioctls::{Kvm, VmFd};
+use kvm_ioctls::{Kvm, MsrFilterDefaultAction, MsrFilterRange, MsrFilterRangeFlags, VmFd};
 use memory::GuestMemory;
 
 use super::refused;
 use crate::engine::{EngineError, VmOptions};
+use crate::policy::AccessPolicy;
 
 /// A page that KVM on VT-x maps guest-physical memory one to one with while the guest has paging off. Below the ROM window, above
 /// the APICs.
@@ -49,6 +51,7 @@ impl KernelVm {
         let fd = kvm.create_vm().map_err(refused("create a VM in KVM"))?;
         let vm = Self { fd, memory: options.memory.clone() };
         vm.enable_capabilities()?;
+        vm.claim_msrs(&options.policy)?;
         vm.map_memory()?;
         vm.fd.set_identity_map_address(IDENTITY_MAP).map_err(refused("place KVM's identity map"))?;
         vm.fd.set_tss_address(TSS).map_err(refused("place KVM's task state segment"))?;
@@ -66,13 +69,31 @@ impl KernelVm {
         let enable = |cap, argument: u32| {
             self.fd.enable_cap(&kvm_enable_cap { cap, args: [u64::from(argument), 0, 0, 0], ..Default::default() })
         };
-        enable(KVM_CAP_X86_USER_SPACE_MSR, KVM_MSR_EXIT_REASON_UNKNOWN)
+        enable(KVM_CAP_X86_USER_SPACE_MSR, KVM_MSR_EXIT_REASON_UNKNOWN | KVM_MSR_EXIT_REASON_FILTER)
             .map_err(refused("have KVM report unknown MSRs"))?;
         // Where there is no such capability (before Linux 5.15), user mode gets #UD instead: as good as it gets.
         let _ = enable(KVM_CAP_EXIT_ON_EMULATION_FAILURE, 1);
         // Without it, APIC ids end at 254.
         let _ = enable(KVM_CAP_X2APIC_API, KVM_X2APIC_API_USE_32BIT_IDS | KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK);
         Ok(())
+    }
+
+    /// MSRs that the policy answers come to it, also those that KVM knows.
+    fn claim_msrs(&self, policy: &AccessPolicy) -> Result<(), EngineError> {
+        // A clear bit denies the access, and denied ones are reported. No range is longer than the 16 that are here.
+        const DENIED: [u8; 2] = [0; 2];
+        let ranges: Vec<_> = policy
+            .answered()
+            .map(|(base, last)| MsrFilterRange {
+                flags: MsrFilterRangeFlags::READ | MsrFilterRangeFlags::WRITE,
+                base,
+                msr_count: last - base + 1,
+                bitmap: &DENIED,
+            })
+            .collect();
+        self.fd
+            .set_msr_filter(MsrFilterDefaultAction::ALLOW, &ranges)
+            .map_err(refused("have KVM report MSRs that have fixed answers"))
     }
 
     fn map_memory(&self) -> Result<(), EngineError> {

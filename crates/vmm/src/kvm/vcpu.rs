@@ -6,7 +6,7 @@ use cpu::{Features, SharedCpus};
 use kvm_bindings::{
     KVM_INTERNAL_ERROR_EMULATION, KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN,
 };
-use kvm_ioctls::{MsrExitReason, VcpuExit as KvmExit, VcpuFd};
+use kvm_ioctls::{VcpuExit as KvmExit, VcpuFd};
 use platform::x86::{Activity, VcpuState};
 use platform::{PowerEvent, PowerSink};
 
@@ -116,13 +116,10 @@ impl KvmVcpu {
             }
             KvmExit::MmioRead(gpa, data) => self.outside.memory_read(gpa, data),
             KvmExit::MmioWrite(gpa, data) => self.outside.memory_write(gpa, data),
-            KvmExit::X86Rdmsr(exit) => {
-                debug_assert_eq!(exit.reason, MsrExitReason::Unknown);
-                match self.outside.msr_read(exit.index) {
-                    Some(value) => (*exit.data, *exit.error) = (value, 0),
-                    None => *exit.error = 1,
-                }
-            }
+            KvmExit::X86Rdmsr(exit) => match self.outside.msr_read(exit.index) {
+                Some(value) => (*exit.data, *exit.error) = (value, 0),
+                None => *exit.error = 1,
+            },
             KvmExit::X86Wrmsr(exit) => *exit.error = u8::from(!self.outside.msr_write(exit.index, exit.data)),
             // The kernel was interrupted before it entered the guest.
             KvmExit::Intr => {}
