@@ -92,6 +92,10 @@ mod mask {
     /// SYSCALL, NX, MMXEXT, 1 GB pages, RDTSCP, long mode, and AMD's copies of leaf 1.
     pub(super) const EXT1_EDX: u32 =
         bits(&[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 13, 14, 15, 16, 17, 20, 22, 23, 24, 26, 27, 29]);
+    /// LFENCE always serialises; no speculative return stack overflow.
+    pub(super) const EXT21_EAX: u32 = bits(&[2, 29]);
+    /// No transient scheduler attacks by store queue or L1.
+    pub(super) const EXT21_ECX: u32 = bits(&[1, 2]);
     /// XSAVEOPT, XSAVEC, XGETBV with ECX 1, XSAVES.
     pub(super) const LEAFD_1_EAX: u32 = bits(&[0, 1, 2, 3]);
 }
@@ -222,7 +226,8 @@ impl Features {
     }
 
     fn add_extended(&mut self, place: Placement, cpuid: &impl Fn(u32, u32) -> [u32; 4]) {
-        let max = cpuid(0x8000_0000, 0)[0].clamp(0x8000_0008, 0x8000_001e);
+        let least = if self.amd { 0x8000_0021 } else { 0x8000_0008 };
+        let max = cpuid(0x8000_0000, 0)[0].clamp(least, 0x8000_0021);
         let vendor = if self.amd { cpuid(0x8000_0000, 0) } else { [0; 4] };
         self.add(0x8000_0000, None, [max, vendor[1], vendor[2], vendor[3]]);
         let one = cpuid(0x8000_0001, 0);
@@ -242,6 +247,8 @@ impl Features {
             for function in [0x8000_0019, 0x8000_001a] {
                 self.add(function, None, cpuid(function, 0));
             }
+            // This CPU does not speculate, so a guest need not look for the microcode that mends the host's.
+            self.add(0x8000_0021, None, [mask::EXT21_EAX, 0, mask::EXT21_ECX, 0]);
         }
     }
 
@@ -310,6 +317,16 @@ mod tests {
         assert_eq!(one[1] >> 24, 5, "APIC id");
         assert_eq!(model.leaf(0x8000_0001, 0)[2] >> 2 & 1, 0, "SVM");
         assert_eq!(model.xcr0_mask, XCR0_KNOWN);
+    }
+
+    #[test]
+    fn says_that_it_does_not_speculate() {
+        let amd = |function, _| if function & 0xffff == 0 { [0x8000_0008, 0x6874_7541, 0, 0] } else { [0; 4] };
+        let model = Features::from_host(PLACE, amd);
+        assert_eq!(model.leaf(0x8000_0000, 0)[0], 0x8000_0021);
+        assert_eq!(model.leaf(0x8000_0021, 0), [1 << 29 | 1 << 2, 0, 1 << 2 | 1 << 1, 0]);
+        let intel = |function, _| if function & 0xffff == 0 { [0x16, 0x756e_6547, 0, 0] } else { [0; 4] };
+        assert_eq!(Features::from_host(PLACE, intel).leaf(0x8000_0000, 0)[0], 0x8000_0008);
     }
 
     #[test]
