@@ -67,6 +67,10 @@ pub(crate) struct FpuState {
     mxcsr: u32,
     /// MXCSR for running a stub: all exceptions masked, no flags.
     pub(super) run_mxcsr: u32,
+    /// The same for instructions that report exceptions.
+    pub(super) report_mxcsr: u32,
+    /// The same for those among them that may underflow.
+    pub(super) underflow_mxcsr: u32,
     /// Exceptions that the guest has not masked, in the position of the flags.
     pub(super) unmasked: u32,
     /// MXCSR after a stub.
@@ -99,6 +103,8 @@ impl Default for FpuState {
             stub_flags: 0,
             mxcsr: 0,
             run_mxcsr: 0,
+            report_mxcsr: 0,
+            underflow_mxcsr: 0,
             unmasked: 0,
             raised: 0,
             host_mxcsr: mxcsr::RESET,
@@ -129,11 +135,14 @@ impl FpuState {
     pub(crate) fn set_mxcsr(&mut self, value: u32) {
         self.mxcsr = value;
         self.run_mxcsr = value & !mxcsr::FLAGS | mxcsr::MASKS;
+        (self.report_mxcsr, self.underflow_mxcsr) = (self.run_mxcsr, self.run_mxcsr);
         self.unmasked = !value >> 7 & mxcsr::FLAGS;
         if self.unmasked & mxcsr::UNDERFLOW != 0 {
             // Masked, only inexact tiny results raise the flag; unmasked, all of them do. Flushing to zero makes every tiny
             // result inexact, and leaves others alone.
-            self.run_mxcsr |= mxcsr::FLUSH_TO_ZERO;
+            self.underflow_mxcsr |= mxcsr::FLUSH_TO_ZERO;
+            // The guest's own flushing has no effect then.
+            self.report_mxcsr &= !mxcsr::FLUSH_TO_ZERO;
         }
     }
 

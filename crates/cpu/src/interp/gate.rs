@@ -21,6 +21,8 @@ pub(crate) trait Gate {
     /// Brings the x87 registers to where the stub wants them.
     #[inline(always)]
     fn place(_: &mut FpuState) {}
+    /// What an unmasked exception changes all the same.
+    fn faulted(_: &mut FpuState) {}
 }
 
 /// Legacy-encoded SSE.
@@ -107,6 +109,10 @@ impl Gate for SseMmx {
     #[inline(always)]
     fn place(fpu: &mut FpuState) {
         fpu.park_whole();
+    }
+    /// The switch to MMX registers comes first.
+    fn faulted(fpu: &mut FpuState) {
+        fpu.enter_mmx();
     }
 }
 

@@ -27,13 +27,19 @@ impl Vcpu {
         Ok(())
     }
 
+    /// Makes sure that the elements whose bit in `wanted` is set can be stored.
+    pub(super) fn probe_elements(&mut self, op: &Op, linear: u64, size: usize, wanted: u64) -> Step {
+        for (start, end) in runs(wanted, size) {
+            let at = self.element_address(linear, start);
+            self.probe_write(at, (end - start) as u64).map_err(|trap| stack_error(op, trap))?;
+        }
+        Ok(())
+    }
+
     /// Stores elements of `bytes` whose bit in `wanted` is set: all of them or, on a fault, none.
     pub(super) fn store_elements(&mut self, op: &Op, linear: u64, bytes: &[u8; 64], size: usize, wanted: u64) -> Step {
         if runs(wanted, size).count() > 1 {
-            for (start, end) in runs(wanted, size) {
-                let at = self.element_address(linear, start);
-                self.probe_write(at, (end - start) as u64).map_err(|trap| stack_error(op, trap))?;
-            }
+            self.probe_elements(op, linear, size, wanted)?;
         }
         for (start, end) in runs(wanted, size) {
             if let Some(run) = bytes.get(start..end) {
@@ -71,12 +77,33 @@ fn sign(vcpu: &Vcpu, r: u8, i: usize, size: usize) -> bool {
     vcpu.fpu.vectors[usize::from(r & 31)].get(byte).is_some_and(|byte| byte & 0x80 != 0)
 }
 
+/// The elements whose bit in `wanted` is set, each with its own address: (offset in the operand, linear address).
+fn single_elements(vcpu: &mut Vcpu, op: &Op, size: usize, wanted: u64, write: bool) -> Step<Vec<(usize, u64)>> {
+    let elements = (0..usize::from(op.osize) / size).filter(|&i| wanted >> (i & 63) & 1 != 0);
+    elements
+        .map(|i| {
+            let element = Op { disp: op.disp.wrapping_add((i * size) as u64), ..*op };
+            Ok((i * size, vcpu.linear(&element, size as u64, write)?))
+        })
+        .collect()
+}
+
 /// VMASKMOV, VPMASKMOV from memory: `r1` destination, `r2` mask; elements of `SIZE` bytes, `op.osize` bytes in all.
 fn mask_load<const SIZE: usize>(vcpu: &mut Vcpu, op: &Op) -> Step {
     Avx::check(vcpu)?;
     let total = usize::from(op.osize);
-    let linear = vcpu.linear(op, total as u64, false)?;
-    vcpu.load_elements(op, linear, SIZE, signs(vcpu, op.r2, total / SIZE, SIZE))?;
+    let wanted = signs(vcpu, op.r2, total / SIZE, SIZE);
+    if let Ok(linear) = vcpu.linear(op, total as u64, false) {
+        vcpu.load_elements(op, linear, SIZE, wanted)?;
+    } else {
+        // The segment ends inside the operand.
+        let mut bytes = [0; 64];
+        for (at, linear) in single_elements(vcpu, op, SIZE, wanted, false)? {
+            let Some(element) = bytes.get_mut(at..at + SIZE) else { break };
+            vcpu.read_bytes(linear, element).map_err(|trap| stack_error(op, trap))?;
+        }
+        vcpu.fpu.bounce = bytes;
+    }
     let bounce = vcpu.fpu.bounce;
     vcpu.fpu.vectors[usize::from(op.r1 & 31)] = bounce;
     Ok(())
@@ -86,15 +113,28 @@ fn mask_load<const SIZE: usize>(vcpu: &mut Vcpu, op: &Op) -> Step {
 fn mask_store<const SIZE: usize>(vcpu: &mut Vcpu, op: &Op) -> Step {
     Avx::check(vcpu)?;
     let total = usize::from(op.osize);
-    let linear = vcpu.linear(op, total as u64, true)?;
+    let wanted = signs(vcpu, op.r1, total / SIZE, SIZE);
     let bytes = vcpu.fpu.vectors[usize::from(op.r2 & 31)];
-    vcpu.store_elements(op, linear, &bytes, SIZE, signs(vcpu, op.r1, total / SIZE, SIZE))
+    if let Ok(linear) = vcpu.linear(op, total as u64, true) {
+        return vcpu.store_elements(op, linear, &bytes, SIZE, wanted);
+    }
+    let elements = single_elements(vcpu, op, SIZE, wanted, true)?;
+    for &(_, linear) in &elements {
+        vcpu.probe_write(linear, SIZE as u64).map_err(|trap| stack_error(op, trap))?;
+    }
+    for (at, linear) in elements {
+        let Some(element) = bytes.get(at..at + SIZE) else { break };
+        vcpu.write_bytes(linear, element)?;
+    }
+    Ok(())
 }
 
 /// MASKMOVDQU: bytes of `r1` where `r2` says so, to DS:rDI.
 fn byte_mask_store<G: Gate>(vcpu: &mut Vcpu, op: &Op) -> Step {
     G::check(vcpu)?;
     let linear = vcpu.linear(op, 16, true)?;
+    // Processors may, and some do, fault whatever the mask.
+    vcpu.probe_write(linear, 16).map_err(|trap| stack_error(op, trap))?;
     let bytes = vcpu.fpu.vectors[usize::from(op.r1 & 31)];
     vcpu.store_elements(op, linear, &bytes, 1, signs(vcpu, op.r2, 16, 1))
 }
@@ -103,7 +143,15 @@ fn byte_mask_store<G: Gate>(vcpu: &mut Vcpu, op: &Op) -> Step {
 fn byte_mask_store_mmx(vcpu: &mut Vcpu, op: &Op) -> Step {
     Mmx::check(vcpu)?;
     vcpu.fpu.park();
-    let linear = vcpu.linear(op, 8, true)?;
+    let linear = vcpu.linear(op, 8, true).and_then(|linear| {
+        vcpu.probe_write(linear, 8).map_err(|trap| stack_error(op, trap))?;
+        Ok(linear)
+    });
+    if linear.is_err() && vcpu.features.amd {
+        // The switch to MMX registers comes first.
+        vcpu.fpu.enter_mmx();
+    }
+    let linear = linear?;
     let top = usize::from(vcpu.fpu.fsw() >> 11 & 7);
     let register = |vcpu: &Vcpu, r: u8| vcpu.fpu.st((usize::from(r & 7) + 8 - top) & 7);
     let (source, mask) = (register(vcpu, op.r1), register(vcpu, op.r2));
@@ -151,6 +199,8 @@ impl Vsib {
 
 /// Where a gather's mask is.
 trait Mask: Gate {
+    /// On AMD's processors the first element that is loaded cuts the destination to the vector length.
+    const CUTS_EARLY: bool;
     fn wanted(vcpu: &Vcpu, op: &Op, i: usize, size: usize) -> bool;
     /// Element `i` is done.
     fn done(vcpu: &mut Vcpu, op: &Op, i: usize, size: usize);
@@ -160,6 +210,7 @@ trait Mask: Gate {
 
 /// VEX: the sign bits of vector register `r2`.
 impl Mask for Avx {
+    const CUTS_EARLY: bool = false;
     fn wanted(vcpu: &Vcpu, op: &Op, i: usize, size: usize) -> bool {
         sign(vcpu, op.r2, i, size)
     }
@@ -175,6 +226,7 @@ impl Mask for Avx {
 
 /// EVEX: opmask register `r3`.
 impl Mask for Avx512 {
+    const CUTS_EARLY: bool = true;
     fn wanted(vcpu: &Vcpu, op: &Op, i: usize, _: usize) -> bool {
         vcpu.fpu.opmasks[usize::from(op.r3 & 7)] >> (i & 63) & 1 != 0
     }
@@ -194,18 +246,27 @@ fn gather<M: Mask>(vcpu: &mut Vcpu, op: &Op) -> Step {
     let destination = usize::from(op.r1 & 31);
     for i in 0..count {
         if M::wanted(vcpu, op, i, size) {
-            let linear = vsib.linear(vcpu, op, i, false)?;
-            let mut bytes = [0; 8];
-            vcpu.read_bytes(linear, &mut bytes[..size & 15]).map_err(|trap| stack_error(op, trap))?;
+            let bytes = gather_element(vcpu, op, vsib, i)?;
+            if M::CUTS_EARLY && vcpu.features.amd {
+                let length = count * size.max(usize::from(vsib.index_size));
+                vcpu.fpu.vectors[destination][length.min(64)..].fill(0);
+            }
             if let Some(element) = vcpu.fpu.vectors[destination].get_mut(i * size..(i + 1) * size) {
                 element.copy_from_slice(&bytes[..size & 15]);
             }
-            M::done(vcpu, op, i, size);
         }
+        M::done(vcpu, op, i, size);
     }
     M::finish(vcpu, op);
     vcpu.fpu.vectors[destination][(count * size).min(64)..].fill(0);
     Ok(())
+}
+
+fn gather_element(vcpu: &mut Vcpu, op: &Op, vsib: Vsib, i: usize) -> Step<[u8; 8]> {
+    let linear = vsib.linear(vcpu, op, i, false)?;
+    let mut bytes = [0; 8];
+    vcpu.read_bytes(linear, &mut bytes[..usize::from(vsib.size & 15)]).map_err(|trap| stack_error(op, trap))?;
+    Ok(bytes)
 }
 
 /// Scatters, in element order.

@@ -111,9 +111,8 @@ fn load_environment(vcpu: &mut Vcpu, words: [u32; 7], wide: bool) {
         fpu.fip = u64::from(words[3]);
         fpu.fdp = u64::from(words[5]);
         (fpu.fcs, fpu.fds) = (words[4] as u16, words[6] as u16);
-        if wide {
-            fpu.fop = (words[4] >> 16) as u16 & 0x7ff;
-        }
+        // The 16-bit form has no room for it.
+        fpu.fop = if wide { (words[4] >> 16) as u16 & 0x7ff } else { 0 };
     }
 }
 

@@ -221,3 +221,4 @@ pub(crate) const OWN_IMAGE: usize = IMAGES;
 /// Vectors.
 pub(crate) const BP: u64 = 3;
 pub(crate) const PF: u64 = 14;
+pub(crate) const XM: u64 = 19;

@@ -40,3 +40,23 @@ fn integer_instructions_in_32_bit_mode() {
 fn integer_instructions_in_16_bit_mode() {
     run::family(Family::Integer, Mode::Segmented16, 200_000);
 }
+
+#[test]
+fn vector_instructions_in_64_bit_mode() {
+    run::family(Family::Simd, Mode::Long, 200_000);
+}
+
+#[test]
+fn vector_instructions_in_32_bit_mode() {
+    run::family(Family::Simd, Mode::Flat32, 100_000);
+}
+
+#[test]
+fn x87_instructions_in_64_bit_mode() {
+    run::family(Family::X87, Mode::Long, 100_000);
+}
+
+#[test]
+fn x87_instructions_in_32_bit_mode() {
+    run::family(Family::X87, Mode::Flat32, 50_000);
+}

@@ -1,9 +1,10 @@
 //! Memory operands under an opmask: elements that are masked off are neither touched nor faulted on
 //! (SDM vol. 1, 15.6.4). The stub runs with the same opmask, so only the memory side is done here.
 
-use iced_x86::Mnemonic;
+use iced_x86::{Instruction, Mnemonic};
 
 use super::super::gate::{Avx512, Gate};
+use super::super::operand::stack_error;
 use super::plan::{Class, Memory, Plan, name};
 use super::run::{self, SINK, detail};
 use crate::decode::{Decoding, Handler, Op};
@@ -50,7 +51,7 @@ fn load(vcpu: &mut Vcpu, op: &Op) -> Step {
     let wanted = lanes.wanted(vcpu);
     match vcpu.linear(op, u64::from(op.osize), false) {
         Ok(linear) => {
-            run::check_alignment(vcpu, op, linear)?;
+            check_alignment(vcpu, op, linear, wanted)?;
             if let Err(Trap::Fault(_)) = run::load_operand(vcpu, op, linear) {
                 vcpu.load_elements(op, linear, lanes.size, wanted)?;
             }
@@ -76,6 +77,11 @@ fn expand(vcpu: &mut Vcpu, op: &Op) -> Step {
     finish(vcpu, op)
 }
 
+/// Where no element is wanted, AMD's processors do not look at the address at all.
+fn check_alignment(vcpu: &Vcpu, op: &Op, linear: u64, wanted: u64) -> Step {
+    if wanted == 0 && vcpu.features.amd { Ok(()) } else { run::check_alignment(vcpu, op, linear) }
+}
+
 fn finish(vcpu: &mut Vcpu, op: &Op) -> Step {
     let op = without_lanes(op);
     let result = run::call_general(vcpu, &op)?;
@@ -89,12 +95,16 @@ fn store(vcpu: &mut Vcpu, op: &Op) -> Step {
     let wanted = lanes.wanted(vcpu);
     let linear = match vcpu.linear(op, u64::from(op.osize), true) {
         Ok(linear) => {
-            run::check_alignment(vcpu, op, linear)?;
+            check_alignment(vcpu, op, linear, wanted)?;
             linear
         }
         Err(_) => checked_linear(vcpu, op, lanes, wanted, true)?,
     };
     let plain = without_lanes(op);
+    if op.r3 & detail::MXCSR != 0 {
+        // A page fault comes before a numeric exception.
+        vcpu.probe_elements(op, linear, lanes.size, wanted)?;
+    }
     let result = run::call_general(vcpu, &plain)?;
     if wanted == ones(lanes.count) {
         run::store_operand(vcpu, op, linear)?;
@@ -104,6 +114,14 @@ fn store(vcpu: &mut Vcpu, op: &Op) -> Step {
     }
     run::commit(vcpu, &plain, result);
     Ok(())
+}
+
+/// VEXTRACTF32X4 and its kin: the whole operand must be writable whatever the mask (exception class E6NF).
+fn extract(vcpu: &mut Vcpu, op: &Op) -> Step {
+    Avx512::check(vcpu)?;
+    let linear = vcpu.linear(op, u64::from(op.osize), true)?;
+    vcpu.probe_write(linear, u64::from(op.osize)).map_err(|trap| stack_error(op, trap))?;
+    store(vcpu, op)
 }
 
 /// VPCOMPRESS, VCOMPRESSPS, VCOMPRESSPD.
@@ -130,11 +148,13 @@ fn without_lanes(op: &Op) -> Op {
 /// Linear address of the operand after a check of the wanted elements one by one, for a segment that ends inside it.
 #[cold]
 fn checked_linear(vcpu: &mut Vcpu, op: &Op, lanes: Lanes, wanted: u64, write: bool) -> Step<u64> {
+    let offset = vcpu.offset(op);
     for i in (0..lanes.count).filter(|&i| wanted >> (i & 63) & 1 != 0) {
-        let element = Op { disp: op.disp.wrapping_add((i * lanes.size) as u64), ..*op };
-        vcpu.linear(&element, lanes.size as u64, write)?;
+        // Elements do not wrap around to the start of the segment.
+        let element = offset + (i * lanes.size) as u64;
+        vcpu.linear_checked(usize::from(op.seg), element, lanes.size as u64, write)?;
     }
-    Ok(vcpu.seg_base[usize::from(op.seg & 7)].wrapping_add(vcpu.offset(op)) & 0xffff_ffff)
+    Ok(vcpu.seg_base[usize::from(op.seg & 7)].wrapping_add(offset) & 0xffff_ffff)
 }
 
 /// The handler, and the operation's fields for it, if the instruction has a memory operand under an opmask.
@@ -162,10 +182,9 @@ pub(super) fn form(d: &mut Decoding<'_>, plan: &Plan) -> Option<Handler> {
     if plan.memory == Memory::Load && !dense && faults_anyway(d) {
         return None;
     }
-    let size = instruction.memory_size().element_size().max(1);
+    let size = element_size(instruction);
     let count = (usize::from(d.op.osize) / size).max(1);
-    let vector = plan.vectors.iter().map(|register| usize::from(register.size)).max().unwrap_or(64);
-    let bits = if spreads(instruction) { (vector / size).max(count) } else { count };
+    let bits = (spread(instruction) / size).max(count);
     d.op.r1 = instruction.op_mask().number() as u8;
     d.op.r2 = size.trailing_zeros() as u8 & 7 | (bits.min(64).trailing_zeros() as u8) << 3;
     debug_assert!(d.op.r3 & (detail::LOAD | detail::STORE) != 0);
@@ -173,13 +192,33 @@ pub(super) fn form(d: &mut Decoding<'_>, plan: &Plan) -> Option<Handler> {
         (Memory::Load, true) => expand,
         (Memory::Load, false) => load,
         (_, true) => compress,
+        (_, false) if name(instruction).starts_with("vextract") => extract,
         (_, false) => store,
     })
 }
 
-/// Whether one element in memory goes to several of the vector.
-fn spreads(instruction: &iced_x86::Instruction) -> bool {
-    instruction.is_broadcast() || name(instruction).contains("broadcast")
+/// Bytes of memory per bit of the mask.
+fn element_size(instruction: &Instruction) -> usize {
+    match instruction.mnemonic() {
+        // Half of each element is used.
+        Mnemonic::Vpmuldq | Mnemonic::Vpmuludq => 8,
+        // Several numbers make an element.
+        _ if name(instruction).starts_with("vpdp") => 4,
+        _ => instruction.memory_size().element_size().max(1),
+    }
+}
+
+/// Bytes that a memory operand stands for which goes to several elements of the vector, else 0.
+fn spread(instruction: &Instruction) -> usize {
+    if instruction.is_broadcast() {
+        let mut whole = *instruction;
+        whole.set_is_broadcast(false);
+        whole.memory_size().size()
+    } else if name(instruction).contains("broadcast") {
+        instruction.op0_register().size()
+    } else {
+        0
+    }
 }
 
 /// Instructions whose memory operand is read whatever the mask (exception classes E4NF, E5NF, E6NF): those in which elements
@@ -206,6 +245,8 @@ fn faults_anyway(d: &Decoding<'_>) -> bool {
         "vinsert",
         "vpmaddw",
         "vpmaddub",
+        "vcvtne2ps2bf16",
+        "vgf2p8affine",
     ];
     let name = name(d.instruction);
     // Shifts by a count in memory.
@@ -214,5 +255,6 @@ fn faults_anyway(d: &Decoding<'_>) -> bool {
         && !name.contains("av")
         && d.instruction.op_count() == 3
         && d.instruction.op2_kind() == iced_x86::OpKind::Memory;
-    by_count || PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+    let exempt = d.instruction.mnemonic() == Mnemonic::Vpshufbitqmb;
+    !exempt && (by_count || PREFIXES.iter().any(|prefix| name.starts_with(prefix)))
 }

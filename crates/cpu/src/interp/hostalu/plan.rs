@@ -2,7 +2,7 @@
 
 use iced_x86::{
     EncodingKind, Instruction, InstructionInfoFactory, InstructionInfoOptions, Mnemonic, OpAccess, OpKind, Register,
-    RflagsBits,
+    RflagsBits, RoundingControl,
 };
 
 use super::super::fpu::FpuState;
@@ -58,6 +58,10 @@ pub(super) struct Plan {
     pub(super) memory: Memory,
     /// Depends on MXCSR and may set flags in it.
     pub(super) uses_mxcsr: bool,
+    /// Suppresses all exceptions, as if MXCSR masked them.
+    pub(super) silent: bool,
+    /// Has results that it may round, so that they can be tiny.
+    pub(super) underflows: bool,
     pub(super) reads_flags: bool,
     pub(super) writes_flags: bool,
 }
@@ -78,6 +82,8 @@ impl Plan {
             index: name.contains("pcmpestri") || name.contains("pcmpistri"),
             memory: Memory::None,
             uses_mxcsr: uses_mxcsr(&name),
+            silent: original.suppress_all_exceptions() || original.rounding_control() != RoundingControl::None,
+            underflows: underflows(&name),
             reads_flags: original.rflags_read() & ARITHMETIC != 0,
             writes_flags: original.rflags_modified() & ARITHMETIC != 0,
         };
@@ -181,7 +187,7 @@ fn class(instruction: &Instruction) -> Option<Class> {
         return None;
     }
     let registers = || (0..instruction.op_count()).map(|i| instruction.op_register(i));
-    let vector = registers().any(Register::is_vector_register);
+    let vector = registers().any(Register::is_vector_register) || is_conversion_to_integer(instruction.mnemonic());
     let opmask = registers().any(Register::is_k);
     match instruction.encoding() {
         EncodingKind::EVEX if vector || opmask => Some(Class::Avx512),
@@ -192,7 +198,7 @@ fn class(instruction: &Instruction) -> Option<Class> {
             let mmx = registers().any(Register::is_mm);
             let x87 = instruction.cpuid_features().iter().any(|f| matches!(f, F::FPU | F::FPU287 | F::FPU387));
             match instruction.mnemonic() {
-                N::Cvtpi2ps => Some(Class::SseMmx),
+                N::Cvtpi2ps | N::Cvtps2pi | N::Cvttps2pi => Some(Class::SseMmx),
                 // With a memory operand the x87 state is not touched.
                 N::Cvtpi2pd if !mmx => Some(Class::Sse),
                 N::Emms | N::Femms => Some(Class::Mmx),
@@ -205,6 +211,26 @@ fn class(instruction: &Instruction) -> Option<Class> {
         }
         _ => None,
     }
+}
+
+/// Scalar conversions to general-purpose registers: with a source in memory they name no vector register.
+fn is_conversion_to_integer(mnemonic: Mnemonic) -> bool {
+    use Mnemonic::*;
+    matches!(
+        mnemonic,
+        Cvtss2si
+            | Cvtsd2si
+            | Cvttss2si
+            | Cvttsd2si
+            | Vcvtss2si
+            | Vcvtsd2si
+            | Vcvttss2si
+            | Vcvttsd2si
+            | Vcvtss2usi
+            | Vcvtsd2usi
+            | Vcvttss2usi
+            | Vcvttsd2usi
+    )
 }
 
 /// Instructions of these classes that are not pure data.
@@ -236,6 +262,13 @@ fn is_special(mnemonic: Mnemonic) -> bool {
             | Vzeroupper
             | Vzeroall
     )
+}
+
+/// Whether the instruction has results that it may round, so that they can be tiny.
+fn underflows(name: &str) -> bool {
+    const ROUNDING: &[&str] =
+        &["add", "sub", "mul", "div", "cvtpd2ps", "cvtsd2ss", "cvtps2ph", "scalef", "dpp", "cvtne"];
+    ROUNDING.iter().any(|part| name.contains(part))
 }
 
 /// Whether the instruction may depend on MXCSR or set its flags. Moves, logic and integer arithmetic are known not to; all

@@ -8,7 +8,7 @@ use super::super::fpu::FpuState;
 use super::super::gate::{Avx, Avx512, Gate, Mmx, Sse, SseMmx, X87};
 use super::super::operand::stack_error;
 use super::plan::{Class, Memory, Plan, name};
-use crate::decode::{Choice, Decoding, Handler, Op, next};
+use crate::decode::{Choice, Decoding, Handler, Op, next, op_flag};
 use crate::state::ZERO;
 use crate::trap::vector;
 use crate::{Step, Trap, Vcpu};
@@ -83,7 +83,7 @@ fn general<G: Gate>(vcpu: &mut Vcpu, op: &Op) -> Step {
         }
     }
     G::place(&mut vcpu.fpu);
-    let result = call_general(vcpu, op)?;
+    let result = call_general(vcpu, op).inspect_err(|_| G::faulted(&mut vcpu.fpu))?;
     if op.r3 & detail::STORE != 0 {
         store_operand(vcpu, op, linear)?;
     }
@@ -102,8 +102,8 @@ pub(super) fn call_general(vcpu: &mut Vcpu, op: &Op) -> Step<u64> {
         (vcpu.regs[usize::from(op.r1 & 31)], 0)
     };
     let result = call(op.imm, &mut vcpu.fpu, a, b);
-    if op.r3 & detail::MXCSR != 0 {
-        check_raised(vcpu)?;
+    if op.r3 & detail::MXCSR != 0 && vcpu.fpu.raised & vcpu.fpu.unmasked != 0 {
+        return Err(numeric_fault(vcpu, op, a, b));
     }
     Ok(result)
 }
@@ -121,20 +121,34 @@ pub(super) fn commit(vcpu: &mut Vcpu, op: &Op, result: u64) {
     vcpu.regs[usize::from(op.r2 & 31)] = result;
 }
 
-/// #XM (#UD without CR4.OSXMMEXCPT) if the stub raised an exception that the guest has not masked.
-#[inline(always)]
-fn check_raised(vcpu: &mut Vcpu) -> Step {
-    if vcpu.fpu.raised & vcpu.fpu.unmasked == 0 { Ok(()) } else { Err(numeric_fault(vcpu)) }
-}
-
+/// #XM (#UD without CR4.OSXMMEXCPT), with the flags that come with it.
 #[cold]
-fn numeric_fault(vcpu: &mut Vcpu) -> Trap {
+fn numeric_fault(vcpu: &mut Vcpu, op: &Op, a: u64, b: u64) -> Trap {
     /// Invalid, denormal, divide by zero: found before the result is computed, so that no other flag comes with them.
     const PRE_COMPUTATION: u32 = 0x7;
+    const UNDERFLOW: u32 = 0x10;
+    const INEXACT: u32 = 0x20;
     let (raised, unmasked) = (vcpu.fpu.raised, vcpu.fpu.unmasked);
-    let before = raised & unmasked & PRE_COMPUTATION != 0;
-    vcpu.fpu.raise_mxcsr(if before { raised & PRE_COMPUTATION } else { raised });
+    let reported = if raised & unmasked & PRE_COMPUTATION != 0 {
+        raised & PRE_COMPUTATION
+    } else if raised & unmasked & UNDERFLOW != 0 {
+        // The stub flushed tiny results to zero, which is inexact; whether the real ones are, another run tells.
+        raised & !INEXACT | raised_unflushed(&mut vcpu.fpu, op, a, b) & INEXACT
+    } else {
+        raised
+    };
+    vcpu.fpu.raise_mxcsr(reported);
     if vcpu.cr4 & platform::x86::cr4::OSXMMEXCPT != 0 { Trap::fault(vector::XM) } else { Trap::ud() }
+}
+
+/// Runs the stub again without flushing to zero, and without effects. Returns the exceptions that it raised.
+fn raised_unflushed(fpu: &mut FpuState, op: &Op, a: u64, b: u64) -> u32 {
+    let saved = (fpu.vectors, fpu.opmasks, fpu.legacy, fpu.status, fpu.bounce, fpu.stub_flags);
+    let flushing = std::mem::replace(&mut fpu.underflow_mxcsr, fpu.report_mxcsr);
+    call(op.imm, fpu, a, b);
+    fpu.underflow_mxcsr = flushing;
+    (fpu.vectors, fpu.opmasks, fpu.legacy, fpu.status, fpu.bounce, fpu.stub_flags) = saved;
+    fpu.raised
 }
 
 #[inline(always)]
@@ -242,7 +256,11 @@ fn note_pointers(vcpu: &mut Vcpu, op: &Op) {
 
 /// Chooses the handler.
 pub(super) fn select(d: &mut Decoding<'_>) -> Option<Choice> {
-    let plan = Plan::new(d.instruction, d.host_alu.stubs.factory())?;
+    let mut plan = Plan::new(d.instruction, d.host_alu.stubs.factory())?;
+    if d.features.amd && d.instruction.mnemonic() == Mnemonic::Cvtpi2ps && plan.memory == Memory::Load {
+        // On AMD's processors x87 state has no part in this form.
+        plan.class = Class::Sse;
+    }
     if !super::available(d) {
         return None;
     }
@@ -254,7 +272,7 @@ pub(super) fn select(d: &mut Decoding<'_>) -> Option<Choice> {
     d.op.osize = memory_size as u8;
     d.op.r1 = plan.gpr_in.unwrap_or(ZERO as u8);
     d.op.r2 = plan.gpr_out.unwrap_or(SINK);
-    d.op.r3 = details(&plan, d.instruction);
+    d.op.r3 = details(&plan, d.instruction, d.features.amd);
     if plan.class == Class::X87 {
         return next(x87_form(d));
     }
@@ -289,22 +307,35 @@ fn x87_form(d: &mut Decoding<'_>) -> Handler {
     d.op.r1 = d.bytes.get(opcode).map_or(0, |byte| byte & 7);
     d.op.r2 = d.bytes.get(opcode + 1).copied().unwrap_or(0);
     // The scale of an index takes two bits; the segment of the operand goes beside it.
-    let segment = d.instruction.memory_segment();
-    if segment != iced_x86::Register::None {
-        d.op.scale |= (segment.number() as u8 & 7) << 4;
+    if let Some(segment) = operand_segment(d) {
+        d.op.scale |= (segment & 7) << 4;
     }
     if d.features.leaf(7, 0)[1] >> 6 & 1 != 0 {
         d.op.scale |= FDP_EXCEPTIONS_ONLY;
     }
     match d.instruction.mnemonic() {
-        N::Fnop | N::Fincstp | N::Fdecstp | N::Ffree | N::Ffreep => x87::<false>,
+        // On AMD's processors these count as instructions like any other.
+        N::Fnop | N::Fincstp | N::Fdecstp | N::Ffree | N::Ffreep if !d.features.amd => x87::<false>,
         _ => x87::<true>,
     }
 }
 
-fn details(plan: &Plan, instruction: &Instruction) -> u8 {
+/// Number of the memory operand's segment register. 64-bit mode ignores overrides but those by FS and GS.
+fn operand_segment(d: &Decoding<'_>) -> Option<u8> {
+    use iced_x86::Register as R;
+    let segment = match d.instruction.memory_segment() {
+        R::None => return None,
+        segment @ (R::FS | R::GS) => segment,
+        segment if d.instruction.code_size() != iced_x86::CodeSize::Code64 => segment,
+        _ if d.op.flags & op_flag::STACK != 0 => R::SS,
+        _ => R::DS,
+    };
+    Some(segment.number() as u8)
+}
+
+fn details(plan: &Plan, instruction: &Instruction, amd: bool) -> u8 {
     let bit = |set: bool, mask: u8| if set { mask } else { 0 };
-    let aligned = plan.memory != Memory::None && must_align(instruction);
+    let aligned = plan.memory != Memory::None && must_align(instruction, amd);
     let legacy = instruction.encoding() == EncodingKind::Legacy && plan.memory == Memory::Load;
     bit(plan.memory == Memory::Load, detail::LOAD)
         | bit(plan.memory == Memory::Store, detail::STORE)
@@ -317,12 +348,14 @@ fn details(plan: &Plan, instruction: &Instruction) -> u8 {
 }
 
 /// Whether the memory operand must be aligned to its size (SDM vol. 2, 2.4, exception classes 1 to 4).
-fn must_align(instruction: &Instruction) -> bool {
+fn must_align(instruction: &Instruction, amd: bool) -> bool {
     use Mnemonic as N;
     match instruction.encoding() {
         EncodingKind::Legacy => {
             let relaxed = matches!(instruction.mnemonic(), N::Movups | N::Movupd | N::Movdqu | N::Lddqu)
-                || ["pcmpestr", "pcmpistr"].iter().any(|prefix| name(instruction).starts_with(prefix));
+                || ["pcmpestr", "pcmpistr"].iter().any(|prefix| name(instruction).starts_with(prefix))
+                // Against its manual, AMD's processors do not ask it of these.
+                || amd && name(instruction).starts_with("sha");
             instruction.memory_size().size() == 16 && !relaxed
         }
         _ => matches!(

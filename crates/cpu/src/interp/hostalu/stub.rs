@@ -148,7 +148,12 @@ fn before(plan: &Plan, host: Host) -> Result<Vec<Instruction>, IcedError> {
         code.push(Instruction::with2(C::Mov_r64_rm64, Register::RAX, Register::RSI)?);
     }
     if plan.uses_mxcsr {
-        code.push(Instruction::with1(C::Ldmxcsr_m32, field(offset_of!(FpuState, run_mxcsr)))?);
+        let control = match (plan.silent, plan.underflows) {
+            (true, _) => offset_of!(FpuState, run_mxcsr),
+            (false, true) => offset_of!(FpuState, underflow_mxcsr),
+            (false, false) => offset_of!(FpuState, report_mxcsr),
+        };
+        code.push(Instruction::with1(C::Ldmxcsr_m32, field(control))?);
     }
     Ok(code)
 }

@@ -165,7 +165,8 @@ impl Generator<'_> {
             K::cr_reg => set_register(instruction, i, Register::CR0 + self.rng.pick(&[0u32, 2, 3, 4])),
             K::dr_reg => set_register(instruction, i, Register::DR0 + self.rng.pick(&[0u32, 1, 2, 3, 6, 7])),
             K::mem_offs => return self.absolute(instruction, i),
-            K::seg_rSI | K::es_rDI | K::seg_rDI | K::seg_rBX_al => return None,
+            K::seg_rDI => self.masked_move_target(instruction, i),
+            K::seg_rSI | K::es_rDI | K::seg_rBX_al => return None,
             _ => return self.immediate(instruction, i, kind),
         }
         Some(())
@@ -195,7 +196,7 @@ impl Generator<'_> {
         use OpCodeOperandKind as K;
         let value = self.rng.value();
         match kind {
-            K::imm8 if i > 0 && instruction.op_kind(i - 1) == OpKind::Immediate16 => {
+            K::imm8 if i > 0 && matches!(instruction.op_kind(i - 1), OpKind::Immediate8 | OpKind::Immediate16) => {
                 instruction.set_op_kind(i, OpKind::Immediate8_2nd);
                 instruction.set_immediate8_2nd(value as u8);
             }

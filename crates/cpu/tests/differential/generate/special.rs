@@ -2,6 +2,7 @@
 
 mod branch;
 mod segment;
+mod vector;
 
 use iced_x86::{Code, Instruction, Mnemonic, OpCodeOperandKind, OpKind, Register};
 
@@ -51,6 +52,11 @@ impl Generator<'_> {
             M::Mov if first == Some(OpCodeOperandKind::seg_reg) => self.load_segment(code),
             M::Pop if first.is_some_and(is_fixed_segment) => self.pop_segment(code),
             M::Wrfsbase | M::Wrgsbase => self.write_base(code),
+            M::Ldmxcsr | M::Vldmxcsr => self.load_mxcsr(code),
+            M::Fldcw => self.load_control_word(code),
+            M::Fxrstor | M::Fxrstor64 => self.restore_image(code),
+            M::Fnstenv | M::Fstenv | M::Fnsave | M::Fsave | M::Fxsave | M::Fxsave64 => self.save_environment(code),
+            _ if code.op_code().op_kinds().iter().any(|&kind| vector::is_gathered(kind)) => self.gather(code),
             _ if is_string(code) => self.string(code),
             _ if code.op_code().is_stack_instruction() => {
                 self.ensure_stack();
@@ -298,7 +304,7 @@ impl Generator<'_> {
         self.emit(instruction, Target::None);
     }
 
-    fn address_size_of_strings(&mut self) -> u32 {
+    pub(super) fn address_size_of_strings(&mut self) -> u32 {
         match (self.mode, self.rng.below(5)) {
             (Mode::Long, 0) | (Mode::Segmented16, 0) => 4,
             (Mode::Long, _) => 8,
@@ -308,7 +314,7 @@ impl Generator<'_> {
         }
     }
 
-    fn string_override(&mut self) -> Register {
+    pub(super) fn string_override(&mut self) -> Register {
         match self.rng.below(10) {
             0 => Register::FS,
             1 => Register::GS,
@@ -381,7 +387,7 @@ impl Generator<'_> {
     }
 
     /// Lets a string's pointer point into a segment, almost always.
-    fn point(&mut self, r: usize, segment: Register, access: Access) {
+    pub(super) fn point(&mut self, r: usize, segment: Register, access: Access) {
         let kept = self.state.known[r].is_some() && self.rng.below(8) == 0;
         if kept || self.rng.permille(10) {
             return;
