@@ -71,6 +71,7 @@ fn avx512_alignment() {
     }
     bench.vcpu.regs[6] = DATA + 32;
     assert_eq!(bench.run(&[0x62, 0xf1, 0x7d, 0x48, 0x6f, 0x06]), GP); // VMOVDQA32 zmm
+    bench.vcpu.fpu.opmasks[1] = 1;
     assert_eq!(bench.run(&[0x62, 0xf1, 0x7d, 0x49, 0x6f, 0x06]), GP); // with {k1}
     assert_eq!(bench.run(&[0x62, 0xf1, 0x7e, 0x48, 0x6f, 0x06]), Ok(())); // VMOVDQU32
 }
