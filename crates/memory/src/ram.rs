@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
 
 use platform::GuestRange;
-use rustix::fs::{FallocateFlags, MemfdFlags};
+use rustix::fs::MemfdFlags;
 use rustix::io::Errno;
 
 use crate::map::HostMap;
@@ -66,7 +66,6 @@ struct Inner {
     fd: OwnedFd,
     low: u64,
     high: u64,
-    wired: bool,
     pages: PageMap,
 }
 
@@ -130,7 +129,7 @@ impl GuestMemory {
             }
         }
         let pages = PageMap::new(low, HIGH_MEMORY_BASE, high).map_err(host("keep books of"))?;
-        Ok(Self(Arc::new(Inner { map, fd, low, high, wired: options.wired, pages })))
+        Ok(Self(Arc::new(Inner { map, fd, low, high, pages })))
     }
 
     /// Bytes of RAM from address 0.
@@ -237,23 +236,6 @@ impl GuestMemory {
         Ok(())
     }
 
-    /// Makes whole pages zero. Unless memory is wired, their host memory goes back to the host until something else is
-    /// written: guests clear much that they never use.
-    ///
-    /// # Errors
-    /// Not wholly inside RAM; nothing is written then.
-    pub fn zero(&self, gpa: u64, len: u64) -> Result<(), MemoryError> {
-        self.host_address(gpa, len)?;
-        let offset = if gpa < self.0.low { gpa } else { self.0.low + (gpa - HIGH_MEMORY_BASE) };
-        let whole = gpa.is_multiple_of(PAGE_SIZE) && len.is_multiple_of(PAGE_SIZE) && len > 0;
-        let mode = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-        if self.0.wired || !whole || rustix::fs::fallocate(&self.0.fd, mode, offset, len).is_err() {
-            return self.fill(gpa, len, 0);
-        }
-        self.0.pages.note_write(gpa, len);
-        Ok(())
-    }
-
     scalar_access! {
         read_u8 write_u8 load_u8 store_u8 u8, AtomicU8;
         read_u16 write_u16 load_u16 store_u16 u16, AtomicU16;
@@ -313,33 +295,11 @@ mod tests {
     }
 
     #[test]
-    fn zeroed_pages_take_no_host_memory() {
-        let blocks = |memory: &GuestMemory| rustix::fs::fstat(memory.fd()).unwrap().st_blocks;
-        let memory = ram(4 << 30);
-        for base in [0x10_0000, HIGH_MEMORY_BASE] {
-            memory.fill(base, 0x8000, 0xff).unwrap();
-            let before = blocks(&memory);
-            memory.zero(base + 0x1000, 0x6000).unwrap();
-            assert!(blocks(&memory) < before);
-            let mut bytes = [0; 0x8000];
-            memory.read(base, &mut bytes).unwrap();
-            assert!(bytes[0x1000..0x7000].iter().all(|byte| *byte == 0));
-            assert!(bytes[..0x1000].iter().chain(&bytes[0x7000..]).all(|byte| *byte == 0xff));
-        }
-        memory.fill(0x1000, 0x3000, 0xff).unwrap();
-        memory.zero(0x1800, 0x2000).unwrap();
-        assert_eq!([0x17ff, 0x1800, 0x37ff, 0x3800].map(|at| memory.read_u8(at).unwrap()), [0xff, 0, 0, 0xff]);
-        assert!(memory.zero(0xbfff_f000, 0x2000).is_err());
-        assert!(memory.zero(4 << 30, 2 << 30).is_err());
-    }
-
-    #[test]
     fn writes_end_code_tags() {
         let memory = ram(0x4000);
         for write in [
             (|m: &GuestMemory| m.write(0x1ffe, &[1; 4]).unwrap()) as fn(&GuestMemory),
             |m| m.fill(0x2000, 1, 9).unwrap(),
-            |m| m.zero(0x1000, 0x2000).unwrap(),
             |m| m.store_u8(0x2fff, 1, Ordering::SeqCst).unwrap(),
         ] {
             let tag = memory.pages().mark_code(0x2000).unwrap();

@@ -1,7 +1,7 @@
 //! String instructions: MOVS, STOS, LODS, CMPS, SCAS, INS, OUTS, with and without REP.
 //!
 //! A repeated instruction works in rounds: a round is one element, or for MOVS and STOS as much as
-//! lies in one page on both sides, or many pages where STOS clears them. Registers are up to date after every round, so the instruction can
+//! lies in one page on both sides. Registers are up to date after every round, so the instruction can
 //! be left for an interrupt, a fault or a single-step trap, and goes on where it stopped.
 
 use iced_x86::Mnemonic;
@@ -111,12 +111,6 @@ impl Element for Stos {
         }
         let to = destination::<T>(vcpu, op, true)?;
         let value = T::get(&vcpu.regs, RAX as u8);
-        if value.to_u64() == 0 {
-            let zeroed = vcpu.zero_pages(to, count * T::BYTES)?;
-            if zeroed > 0 {
-                return Ok(zeroed / T::BYTES);
-            }
-        }
         vcpu.fill_in_page(to, value, count)
     }
 }
@@ -273,53 +267,4 @@ pub(crate) fn select(d: &mut Decoding<'_>) -> Option<Choice> {
         _ => return None,
     };
     next(run)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::testing::{Machine, at};
-
-    const START: u64 = 0x20_0800;
-
-    /// A machine with 0xFF in 4 MiB of memory, about to clear `count` doublewords from [`START`].
-    fn about_to_clear(count: u64) -> Machine {
-        let mut machine = Machine::long();
-        machine.memory.fill(0x20_0000, 4 << 20, 0xff).unwrap();
-        machine.set_reg(RAX, 0xffff_ffff_0000_0000);
-        machine.set_reg(RDI, START);
-        machine.set_reg(RCX, count);
-        machine.code(|a| a.rep().stosd());
-        machine
-    }
-
-    fn is_filled(machine: &Machine, range: std::ops::Range<u64>, value: u8) -> bool {
-        let mut bytes = vec![0; (range.end - range.start) as usize];
-        machine.memory.read(range.start, &mut bytes).unwrap();
-        bytes.iter().all(|byte| *byte == value)
-    }
-
-    #[test]
-    fn clearing_much_memory_gives_it_back_to_the_host() {
-        let mut machine = about_to_clear(0x9_0001);
-        let end = START + 4 * 0x9_0001;
-        let blocks = |machine: &Machine| rustix::fs::fstat(machine.memory.fd()).unwrap().st_blocks;
-        let before = blocks(&machine);
-        machine.step(1);
-        assert_eq!((machine.reg(RDI), machine.reg(RCX)), (end, 0));
-        assert!(blocks(&machine) < before - 4000);
-        assert!(is_filled(&machine, START..end, 0));
-        assert!(is_filled(&machine, 0x20_0000..START, 0xff) && is_filled(&machine, end..0x60_0000, 0xff));
-    }
-
-    #[test]
-    fn clearing_memory_stops_at_the_page_that_faults() {
-        let mut machine = about_to_clear(0x10_0000);
-        machine.put(at::PAGES + 0x2000 + 8 * 2, 0u64);
-        machine.step(1);
-        machine.assert_in_handler(14);
-        assert_eq!((machine.reg(RDI), machine.vcpu.state().cr2), (0x40_0000, 0x40_0000));
-        assert_eq!(machine.reg(RCX), 0x10_0000 - (0x40_0000 - START) / 4);
-        assert!(is_filled(&machine, START..0x40_0000, 0) && is_filled(&machine, 0x40_0000..0x60_0000, 0xff));
-    }
 }

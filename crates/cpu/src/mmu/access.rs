@@ -15,11 +15,6 @@ use crate::state::int::Int;
 use crate::trap::vector;
 use crate::{Step, Trap, Vcpu};
 
-/// From how many bytes on it is cheaper to give memory back to the host than to clear it.
-const WORTH_GIVING_BACK: u64 = 64 << 10;
-/// How many bytes are given back before interrupts are looked at.
-const ZEROED_AT_ONCE: u64 = 2 << 20;
-
 /// Replaces a page-table entry atomically if it still has the value `seen`. Outside RAM there is nothing to replace.
 pub(super) fn exchange_entry(memory: &GuestMemory, gpa: u64, size: u64, seen: u64, new: u64) -> bool {
     let Ok(at) = memory.host_address(gpa, size) else { return true };
@@ -407,29 +402,6 @@ impl Vcpu {
             unsafe { ptr::write_unaligned(at.add(i), value) };
         }
         Ok(count)
-    }
-
-    /// Zeroes whole pages from a linear address, at most `len` bytes, where that is so much that their memory is better
-    /// given back to the host than written. Returns the number of bytes zeroed: 0 where it is not, or needs care.
-    pub(crate) fn zero_pages(&mut self, to: u64, len: u64) -> Step<u64> {
-        if to & 0xfff != 0 || len < WORTH_GIVING_BACK {
-            return Ok(0);
-        }
-        let start = self.resolve(to, Access::Write)?;
-        let (mut done, most) = (0, len.min(ZEROED_AT_ONCE) & !0xfff);
-        while done < most {
-            let at = to.wrapping_add(done);
-            // A page that faults does so when it is the first of a round.
-            let gpa = self.resolve(at, Access::Write);
-            if gpa.ok() != start.checked_add(done) || self.tlb.slot(at).write != at {
-                break;
-            }
-            done += 0x1000;
-        }
-        if done < WORTH_GIVING_BACK || self.memory.zero(start, done).is_err() {
-            return Ok(0);
-        }
-        Ok(done)
     }
 
     /// Whether DR7 watches data in the page of `linear`.
