@@ -9,6 +9,8 @@
 //! | [`mmu`]    | linear to physical: page walks, the TLB, checked and fast memory access            |
 //! | [`event`]  | exceptions, interrupts, gates, task switches, and the requests of other threads    |
 //! | [`interp`] | what instructions do: one file per family                                          |
+//! | `translate` | from guest code to host code                                                    |
+//! | `jit`      | where host code lives, and how it is entered and left                              |
 //!
 //! The rule that makes exceptions precise: **an instruction changes guest-visible state only after
 //! the last thing in it that can fault.** A handler that fails returns a [`Trap`] and has changed
@@ -20,15 +22,19 @@ pub mod environment;
 pub mod event;
 pub mod features;
 pub mod interp;
+mod jit;
 pub mod mmu;
 pub mod state;
 #[cfg(test)]
 mod testing;
+mod translate;
 mod trap;
 
 pub use environment::Environment;
 pub use event::request::{Events, SharedCpus, bit as event_bits};
 pub use features::Features;
 pub use interp::Exit;
+pub use jit::run::TranslatorError;
+pub use jit::{TranslatorCounters, TranslatorOptions};
 pub use state::Vcpu;
 pub use trap::{Exception, Step, Trap, vector};

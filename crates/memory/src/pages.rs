@@ -3,7 +3,7 @@
 
 use std::alloc::{Layout, alloc_zeroed};
 use std::ptr;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use rustix::io::Errno;
 
@@ -23,9 +23,17 @@ pub struct PageMap {
     words: Box<[AtomicU32]>,
     /// Index of the first page of high memory in `words`, and its page number.
     high: (usize, u64),
+    /// Counts writes that ended the validity of code.
+    epoch: AtomicU32,
+    /// The pages of the last such writes: page number above bit 24, the count's low bits below.
+    log: [AtomicU64; LOG],
 }
 
 const CODE: u32 = 1;
+/// How many writes to code are remembered.
+const LOG: usize = 64;
+/// Low bits of the count that a log entry carries.
+const LOG_COUNT: u64 = 0xff_ffff;
 
 impl PageMap {
     /// # Errors
@@ -34,7 +42,8 @@ impl PageMap {
     pub(crate) fn new(low_size: u64, high_base: u64, high_size: u64) -> Result<Self, Errno> {
         let low = (low_size / PAGE_SIZE) as usize;
         let count = low + (high_size / PAGE_SIZE) as usize;
-        Ok(Self { words: zeroes(count)?, high: (low, high_base / PAGE_SIZE) })
+        let log = std::array::from_fn(|_| AtomicU64::new(LOG_COUNT));
+        Ok(Self { words: zeroes(count)?, high: (low, high_base / PAGE_SIZE), epoch: AtomicU32::new(0), log })
     }
 
     /// The word of the page that holds guest-physical address `gpa`, or `None` outside RAM.
@@ -84,6 +93,9 @@ impl PageMap {
                 match word.compare_exchange_weak(seen, seen.wrapping_add(1), Ordering::SeqCst, Ordering::SeqCst) {
                     Ok(_) => {
                         hit = true;
+                        let count = self.epoch.fetch_add(1, Ordering::SeqCst);
+                        let entry = page << 24 | u64::from(count) & LOG_COUNT;
+                        self.log[count as usize % LOG].store(entry, Ordering::SeqCst);
                         break;
                     }
                     Err(now) => seen = now,
@@ -91,6 +103,30 @@ impl PageMap {
             }
         }
         hit
+    }
+
+    /// How many writes have ended the validity of code so far, wrapping.
+    #[inline]
+    pub fn code_epoch(&self) -> u32 {
+        self.epoch.load(Ordering::Acquire)
+    }
+
+    /// Tells `page` the addresses of the pages whose code became invalid between two values of [`PageMap::code_epoch`].
+    /// `false`: they are no longer known; whoever asks must check every page with [`PageMap::is_current`].
+    pub fn code_writes(&self, since: u32, until: u32, mut page: impl FnMut(u64)) -> bool {
+        let count = until.wrapping_sub(since) as usize;
+        if count > LOG {
+            return false;
+        }
+        for i in 0..count as u32 {
+            let n = since.wrapping_add(i);
+            let entry = self.log[n as usize % LOG].load(Ordering::SeqCst);
+            if entry & LOG_COUNT != u64::from(n) & LOG_COUNT {
+                return false;
+            }
+            page((entry >> 24) * PAGE_SIZE);
+        }
+        true
     }
 }
 
@@ -130,6 +166,25 @@ mod tests {
     #[test]
     fn a_map_that_the_host_has_no_memory_for_is_an_error() {
         assert!(PageMap::new(u64::MAX, 0, 0).is_err());
+    }
+
+    #[test]
+    fn writes_to_code_are_logged() {
+        let map = PageMap::new(0x4000, 4 << 30, 0x2000).unwrap();
+        let since = map.code_epoch();
+        map.mark_code(0x1000);
+        map.mark_code((4 << 30) + 0x1000);
+        map.note_write(0x1800, 1);
+        map.note_write(0x2800, 1);
+        map.note_write((4 << 30) + 0x1000, 1);
+        let mut pages = Vec::new();
+        assert!(map.code_writes(since, map.code_epoch(), |page| pages.push(page)));
+        assert_eq!(pages, [0x1000, (4 << 30) + 0x1000]);
+        for _ in 0..LOG {
+            map.mark_code(0x1000);
+            map.note_write(0x1000, 1);
+        }
+        assert!(!map.code_writes(since, map.code_epoch(), |_| ()), "older than the log reaches");
     }
 
     #[test]

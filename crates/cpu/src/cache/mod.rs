@@ -20,11 +20,13 @@ pub(crate) struct Block {
     tag: CodeTag,
     /// Guest-physical address inside the second page, if the last instruction reaches into it.
     second: Option<(u64, CodeTag)>,
+    /// How often the interpreter ran it, up to the point where that no longer matters.
+    runs: u16,
 }
 
 impl Block {
     pub(crate) fn new(ops: Vec<Op>, mode: Mode, phys: u64, tag: CodeTag, second: Option<(u64, CodeTag)>) -> Self {
-        Self { ops: ops.into_boxed_slice(), mode, phys, tag, second }
+        Self { ops: ops.into_boxed_slice(), mode, phys, tag, second, runs: 0 }
     }
 
     #[inline]
@@ -118,6 +120,18 @@ impl BlockCache {
         self.by_address.insert(key, index);
         self.blocks.push(block);
         index
+    }
+
+    /// Counts a run; whether it is the one that makes the block hot. Asks again after as many runs.
+    #[inline]
+    pub(crate) fn heat(&mut self, block: u32, threshold: u16) -> bool {
+        let Some(block) = self.blocks.get_mut(block as usize) else { return false };
+        block.runs += 1;
+        let hot = block.runs >= threshold;
+        if hot {
+            block.runs = 0;
+        }
+        hot
     }
 
     /// Takes the operations out of a block, to run them while the vCPU is borrowed; give them back with [`BlockCache::put_back`].

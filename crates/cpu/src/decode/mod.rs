@@ -6,7 +6,7 @@
 
 mod operand;
 
-use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction};
+use iced_x86::{ConstantOffsets, Decoder, DecoderError, DecoderOptions, Instruction};
 
 use crate::interp;
 use crate::{Step, Trap, Vcpu};
@@ -203,6 +203,17 @@ pub(crate) fn decode_one(
     features: &crate::Features,
     host_alu: &mut interp::hostalu::HostAlu,
 ) -> Option<(Op, Flow)> {
+    decode_full(bytes, mode, features, host_alu).map(|(_, _, op, flow)| (op, flow))
+}
+
+/// As [`decode_one`], with the instruction as iced sees it and where its constants are.
+#[allow(clippy::type_complexity)]
+pub(crate) fn decode_full(
+    bytes: &[u8],
+    mode: Mode,
+    features: &crate::Features,
+    host_alu: &mut interp::hostalu::HostAlu,
+) -> Option<(Instruction, ConstantOffsets, Op, Flow)> {
     // The vendors differ in operand sizes of branches and far pointers in 64-bit mode, and in LOCK MOV CR0.
     let vendor = if features.amd { DecoderOptions::AMD } else { DecoderOptions::NONE };
     // The hint space 0F 18-1F and what is not assigned in 0F 0D do nothing on every processor. All that is assigned
@@ -216,8 +227,9 @@ pub(crate) fn decode_one(
             return None;
         }
         let run = if is_longer_than(bytes, mode, MAX_LENGTH - 1) { too_long } else { undefined };
-        return Some((operand::empty(run, 1), Flow::End));
+        return Some((instruction, ConstantOffsets::default(), operand::empty(run, 1), Flow::End));
     }
+    let offsets = decoder.get_constant_offsets(&instruction);
     let bytes = &bytes[..instruction.len()];
     let mut op = operand::empty(undefined, instruction.len() as u8);
     let shape = operand::fill(&mut op, &instruction, mode);
@@ -225,7 +237,7 @@ pub(crate) fn decode_one(
     let choice = FAMILIES.iter().find_map(|select| select(&mut decoding));
     let choice = choice.unwrap_or(Choice { run: undefined, flow: Flow::End });
     op.run = choice.run;
-    Some((op, choice.flow))
+    Some((instruction, offsets, op, choice.flow))
 }
 
 /// Whether the first `length` of `bytes` are only a part of an instruction. (With 15 bytes to look at, the decoder tells one

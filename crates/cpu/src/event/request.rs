@@ -52,6 +52,11 @@ impl Events {
         self.word.load(Ordering::Relaxed)
     }
 
+    /// Where the pending bits are, for emitted code to look at.
+    pub(crate) fn word_address(&self) -> u64 {
+        self.word.as_ptr() as u64
+    }
+
     /// Clears bits; returns which of them were set.
     pub fn take(&self, bits: u32) -> u32 {
         self.word.fetch_and(!bits, Ordering::SeqCst) & bits

@@ -273,6 +273,10 @@ impl Vcpu {
 
     /// Runs a block, or its first instruction only.
     fn execute(&mut self, single: bool) -> Step {
+        let translated = !single && self.jit.is_some();
+        if translated && let Some(result) = self.run_translated() {
+            return result;
+        }
         let block = match self.fetch()? {
             Code::Cached(block) => block,
             Code::Uncached(op) => {
@@ -282,6 +286,12 @@ impl Vcpu {
                 return self.run_op(&op);
             }
         };
+        if translated
+            && self.heat(block)
+            && let Some(result) = self.run_translated()
+        {
+            return result;
+        }
         let ops = self.cache.take_ops(block);
         self.block_end = if single { 1.min(ops.len()) } else { ops.len() };
         let start = self.rip();
@@ -328,7 +338,7 @@ impl Vcpu {
     }
 
     #[inline(always)]
-    fn run_op(&mut self, op: &Op) -> Step {
+    pub(crate) fn run_op(&mut self, op: &Op) -> Step {
         self.regs[RIP] = self.regs[RIP].wrapping_add(u64::from(op.len));
         let result = (op.run)(self, op);
         if let Err(Trap::Fault(_)) = result {
@@ -360,6 +370,7 @@ impl Vcpu {
     fn fetch_slow(&mut self, linear: u64) -> Step<Code> {
         if self.host_alu.make_room() {
             self.cache = crate::cache::BlockCache::new();
+            self.drop_translations();
         }
         if self.mode.is_64() && !is_canonical(linear) {
             return Err(Trap::gp(0));
@@ -461,7 +472,7 @@ impl Vcpu {
     }
 
     /// Marks the page as holding code and makes sure that no vCPU can write to it unnoticed.
-    fn claim_code_page(&mut self, phys: u64) -> memory::CodeTag {
+    pub(crate) fn claim_code_page(&mut self, phys: u64) -> memory::CodeTag {
         let shared = self.shared.clone();
         let events = self.events.clone();
         let _claim = shared.code_lock(|| self.serve_code_sync());

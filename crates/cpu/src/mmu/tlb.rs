@@ -4,6 +4,8 @@
 //! that access is allowed in the table's mode *and* needs no side effect (dirty bit, code tracking,
 //! MMIO, breakpoint). So permission, presence and address are one compare on the fast path.
 
+use crate::jit::table::Tables;
+
 /// Entries per table.
 const ENTRIES: usize = 512;
 /// A tag that no page address equals.
@@ -48,12 +50,16 @@ pub(crate) struct Tlb {
     filled: bool,
     /// An entry stems from a large page, so that INVLPG cannot find all its pieces by address.
     large: bool,
+    /// Slots (table, entry) filled since the last flush.
+    slots: Vec<u16>,
+    /// The tables of emitted code, filled and flushed together with these.
+    tables: Option<Tables>,
 }
 
 impl Tlb {
     pub(crate) fn new() -> Self {
         let entries = vec![[EMPTY; ENTRIES]; 4].try_into().unwrap_or_else(|_| unreachable!("four tables"));
-        Self { entries, mode: AccessMode::SupervisorAc, generation: 0, filled: false, large: false }
+        Self { entries, mode: AccessMode::SupervisorAc, generation: 0, filled: false, large: false, slots: Vec::new(), tables: None }
     }
 
     /// The mode in force.
@@ -98,16 +104,27 @@ impl Tlb {
         }
         self.filled = true;
         self.large |= large;
-        self.entries[self.mode as usize & 3][(linear >> 12) as usize & (ENTRIES - 1)] = entry;
+        let slot = (self.mode as usize & 3) * ENTRIES + ((linear >> 12) as usize & (ENTRIES - 1));
+        let target = &mut self.entries[slot / ENTRIES][slot % ENTRIES];
+        if target.phys == u64::MAX {
+            self.slots.push(slot as u16);
+        }
+        *target = entry;
+        self.mirror(linear);
     }
 
     /// Drops everything.
     pub(crate) fn flush_all(&mut self) {
         self.generation += 1;
         if self.filled {
-            self.entries.iter_mut().for_each(|table| table.fill(EMPTY));
+            for slot in self.slots.drain(..) {
+                self.entries[usize::from(slot) / ENTRIES & 3][usize::from(slot) % ENTRIES] = EMPTY;
+            }
             self.filled = false;
             self.large = false;
+        }
+        if let Some(tables) = self.tables.as_mut() {
+            tables.flush_all();
         }
     }
 
@@ -115,9 +132,17 @@ impl Tlb {
     pub(crate) fn flush_non_global(&mut self) {
         self.generation += 1;
         if self.filled {
-            for entry in self.entries.iter_mut().flatten().filter(|entry| !entry.global) {
-                *entry = EMPTY;
-            }
+            let entries = &mut self.entries;
+            self.slots.retain(|&slot| {
+                let entry = &mut entries[usize::from(slot) / ENTRIES & 3][usize::from(slot) % ENTRIES];
+                if !entry.global {
+                    *entry = EMPTY;
+                }
+                entry.phys != u64::MAX
+            });
+        }
+        if let Some(tables) = self.tables.as_mut() {
+            tables.flush_non_global();
         }
     }
 
@@ -128,7 +153,11 @@ impl Tlb {
         }
         self.generation += 1;
         let index = (linear >> 12) as usize & (ENTRIES - 1);
-        self.entries.iter_mut().for_each(|table| table[index] = EMPTY);
+        // The slots stay in the list of those filled, so that each is in it once.
+        self.entries.iter_mut().for_each(|table| table[index] = Entry { phys: table[index].phys, ..EMPTY });
+        if let Some(tables) = self.tables.as_mut() {
+            tables.flush_page(linear);
+        }
     }
 
     /// Takes away the fast write permission of every entry that maps guest-physical page `phys`, because the page
@@ -137,11 +166,57 @@ impl Tlb {
         for entry in self.entries.iter_mut().flatten().filter(|entry| entry.phys == phys) {
             entry.write = INVALID;
         }
+        if let Some(tables) = self.tables.as_mut() {
+            tables.protect_code(phys);
+        }
     }
 
     /// Takes away every fast write permission; the next write to each page looks again.
     pub(crate) fn flush_writes(&mut self) {
         self.entries.iter_mut().flatten().for_each(|entry| entry.write = INVALID);
+        if let Some(tables) = self.tables.as_mut() {
+            tables.flush_writes();
+        }
+    }
+
+    /// Attaches or detaches the tables of emitted code.
+    pub(crate) fn set_tables(&mut self, tables: Option<Tables>) {
+        self.tables = tables;
+    }
+
+    /// The tables of emitted code.
+    #[inline]
+    pub(crate) fn tables(&self) -> Option<&Tables> {
+        self.tables.as_ref()
+    }
+
+    /// Gives emitted code the entry of the page of `linear`, if there is one.
+    #[inline]
+    pub(crate) fn mirror(&mut self, linear: u64) {
+        let mode = self.mode as usize & 3;
+        let entry = &self.entries[mode][(linear >> 12) as usize & (ENTRIES - 1)];
+        let page = linear & !0xfff;
+        let rights = (entry.read == page, entry.write == page);
+        if let (Some(tables), true) = (self.tables.as_mut(), rights.0 | rights.1) {
+            tables.fill(mode, linear, rights, entry.addend, entry.phys, entry.global);
+        }
+    }
+
+    /// Lets emitted code find `code` for a branch to `rip`; `crossing`: it depends on the next page, too.
+    pub(crate) fn remember_jump(&mut self, access: usize, rip: u64, code: u64, global: bool, crossing: bool) {
+        if let Some(tables) = self.tables.as_mut() {
+            tables.remember_jump(access, rip, code, global);
+            if crossing {
+                tables.watch_page(rip.wrapping_add(0x1000));
+            }
+        }
+    }
+
+    /// Makes emitted code look up every branch anew.
+    pub(crate) fn forget_jumps(&mut self) {
+        if let Some(tables) = self.tables.as_mut() {
+            tables.forget_jumps();
+        }
     }
 
     /// The tag that allows an access to the page of `linear`, or one that never does.

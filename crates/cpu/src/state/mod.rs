@@ -130,6 +130,8 @@ pub struct Vcpu {
     pub(crate) msrs: Msrs,
     pub(crate) fpu: Box<crate::interp::fpu::FpuState>,
 
+    /// The translator, if it is on.
+    pub(crate) jit: Option<Box<crate::jit::Jit>>,
     pub(crate) cache: BlockCache,
     pub(crate) memory: GuestMemory,
     pub(crate) env: Arc<dyn Environment>,
@@ -326,6 +328,7 @@ impl Vcpu {
             activity: platform::x86::Activity::Running,
             msrs: Msrs::default(),
             fpu: Box::default(),
+            jit: None,
             cache: BlockCache::new(),
             memory,
             env,

@@ -1,0 +1,131 @@
+//! Which code was made from what, and how long it stays valid.
+
+use std::collections::HashMap;
+
+use memory::{CodeTag, PageMap};
+
+/// What a block is found by.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub(crate) struct Key {
+    /// Guest-physical address of the first byte.
+    pub(crate) phys: u64,
+    /// Guest-physical page that the block's only instruction crosses into, or 1.
+    pub(crate) second: u64,
+    /// Decoding mode and access mode.
+    pub(crate) mode: (u8, u8),
+}
+
+/// [`Key::second`] of a block inside one page.
+pub(crate) const ONE_PAGE: u64 = 1;
+/// A page whose code was overwritten this often is not translated any more.
+const MAX_REWRITES: u32 = 200;
+
+/// A translated block.
+pub(crate) struct Block {
+    pub(crate) key: Key,
+    /// Arena offsets of the entries for looked-up and for direct branches.
+    pub(crate) entry: u32,
+    pub(crate) direct: u32,
+    /// Arithmetic flags in RFLAGS that are right at its end.
+    pub(crate) defined: u64,
+    /// Guest instructions in it.
+    pub(crate) instructions: u32,
+}
+
+struct Page {
+    tag: CodeTag,
+    blocks: Vec<u32>,
+    rewrites: u32,
+}
+
+/// The blocks of one vCPU.
+#[derive(Default)]
+pub(crate) struct Blocks {
+    by_key: HashMap<Key, u32>,
+    list: Vec<Block>,
+    pages: HashMap<u64, Page>,
+    /// [`PageMap::code_epoch`] up to which writes were looked at.
+    epoch: u32,
+}
+
+impl Blocks {
+    pub(crate) fn find(&self, key: &Key) -> Option<(u32, &Block)> {
+        let number = *self.by_key.get(key)?;
+        Some((number, self.list.get(number as usize)?))
+    }
+
+    pub(crate) fn get(&self, number: u32) -> Option<&Block> {
+        self.list.get(number as usize)
+    }
+
+    /// The number of the next block.
+    pub(crate) fn next(&self) -> u32 {
+        self.list.len() as u32
+    }
+
+    /// Whether code may have been written since [`Blocks::stale`] looked.
+    #[inline]
+    pub(crate) fn is_behind(&self, pages: &PageMap) -> bool {
+        self.epoch != pages.code_epoch()
+    }
+
+    /// Whether blocks of the page are worth translating.
+    pub(crate) fn is_stable(&self, page: u64) -> bool {
+        self.pages.get(&page).is_none_or(|page| page.rewrites < MAX_REWRITES)
+    }
+
+    /// Adds a block made from pages (address, tag).
+    pub(crate) fn insert(&mut self, block: Block, pages: &[(u64, CodeTag)]) -> u32 {
+        let number = self.next();
+        self.by_key.insert(block.key, number);
+        self.list.push(block);
+        for &(address, tag) in pages {
+            let page =
+                self.pages.entry(address & !0xfff).or_insert(Page { tag, blocks: Vec::new(), rewrites: 0 });
+            page.tag = tag;
+            page.blocks.push(number);
+        }
+        number
+    }
+
+    /// Forgets the blocks of pages that were written; returns their entries, which must not be entered any more.
+    pub(crate) fn stale(&mut self, pages: &PageMap) -> Vec<u32> {
+        let until = pages.code_epoch();
+        let mut written = Vec::new();
+        if !pages.code_writes(self.epoch, until, |page| written.push(page)) {
+            written = self.pages.keys().copied().collect();
+        }
+        self.epoch = until;
+        let mut entries = Vec::new();
+        for address in written {
+            self.forget_page(address, pages, &mut entries);
+        }
+        entries
+    }
+
+    /// Forgets the blocks of one page if its tag is not current.
+    fn forget_page(&mut self, address: u64, pages: &PageMap, entries: &mut Vec<u32>) {
+        let Some(page) = self.pages.get_mut(&address) else { return };
+        if page.blocks.is_empty() || pages.is_current(address, page.tag) {
+            return;
+        }
+        page.rewrites += 1;
+        for number in std::mem::take(&mut page.blocks) {
+            let Some(block) = self.list.get(number as usize) else { continue };
+            if self.by_key.get(&block.key) == Some(&number) {
+                self.by_key.remove(&block.key);
+            }
+            entries.push(block.entry);
+        }
+    }
+
+    /// Forgets everything but which pages were rewritten.
+    pub(crate) fn clear(&mut self) {
+        self.by_key.clear();
+        self.list.clear();
+        self.pages.retain(|_, page| {
+            page.blocks = Vec::new();
+            page.rewrites > 0
+        });
+    }
+}

@@ -1,0 +1,77 @@
+//! The context block: what emitted code reaches from its one fixed register, RSP.
+//!
+//! ```text
+//!  low addresses   [ stack for calls into trampolines and for signal handlers ]
+//!  RSP ->          [ Context                                                  ]
+//!                  [ per access mode: TLB (read, write, addend), jump cache   ]
+//! ```
+
+use crate::Vcpu;
+
+/// Entries of a TLB table and of a jump cache: indexed by 16 bits.
+pub(crate) const ENTRIES: usize = 1 << 16;
+/// Access modes that have tables: supervisor, user, supervisor with SMAP out of force.
+pub(crate) const MODES: usize = 3;
+/// Bytes of stack below the context block: signal handlers of the process may run there.
+pub(crate) const STACK: usize = 256 << 10;
+/// Where the tables begin, from the context block.
+const TABLES: usize = 0x1000;
+const TABLE: usize = ENTRIES * 8;
+const MODE_STRIDE: usize = 3 * TABLE + ENTRIES * 16;
+/// Bytes of the whole allocation.
+pub(crate) const SIZE: usize = STACK + TABLES + MODES * MODE_STRIDE;
+
+/// Offsets of the tables of one access mode from the context block.
+pub(crate) mod table {
+    use super::{MODE_STRIDE, TABLE, TABLES};
+    /// Negated linear address of the page that may be read.
+    pub(crate) const fn read(mode: usize) -> i32 {
+        (TABLES + mode * MODE_STRIDE) as i32
+    }
+    /// Negated linear address of the page that may be written.
+    pub(crate) const fn write(mode: usize) -> i32 {
+        read(mode) + TABLE as i32
+    }
+    /// Host address minus linear address.
+    pub(crate) const fn addend(mode: usize) -> i32 {
+        read(mode) + 2 * TABLE as i32
+    }
+    /// Pairs of negated RIP and host code.
+    pub(crate) const fn jumps(mode: usize) -> i32 {
+        read(mode) + 3 * TABLE as i32
+    }
+}
+
+/// The fields. Emitted code uses their offsets; the first sixteen fit a one-byte displacement.
+#[repr(C)]
+pub(crate) struct Context {
+    /// Linear address of the code page that runs.
+    pub(crate) page: u64,
+    /// Address of the events word.
+    pub(crate) events: u64,
+    /// Guest registers that have no host register of their own.
+    pub(crate) r12: [u64; 4],
+    pub(crate) fs_base: u64,
+    pub(crate) gs_base: u64,
+    /// All ones but the offset in a page.
+    pub(crate) page_mask: u64,
+    /// R15 when a trampoline was called: a linear address or the target of an indirect branch.
+    pub(crate) linear: u64,
+    /// Arithmetic flags: AH as LAHF stores it in bits 15:8, OF in bit 0.
+    pub(crate) flags: u64,
+    pub(crate) scratch: u64,
+    pub(crate) scratch2: u64,
+    /// Guest register file in the vCPU.
+    pub(crate) regs: u64,
+    pub(crate) host_rsp: u64,
+    pub(crate) target: u64,
+    pub(crate) vcpu: *mut Vcpu,
+}
+
+/// Offset of a field.
+macro_rules! at {
+    ($field:ident) => {
+        std::mem::offset_of!($crate::jit::context::Context, $field) as i32
+    };
+}
+pub(crate) use at;

@@ -1,0 +1,87 @@
+//! The home of emitted code: its memory, its tables, and the two-way traffic between it and the interpreter.
+//!
+//! | file           | what it holds                                                        |
+//! |----------------|-----------------------------------------------------------------------|
+//! | [`arena`]      | memory for code, writable in one mapping and executable in another     |
+//! | [`context`]    | layout of the block that emitted code reaches from RSP                 |
+//! | [`table`]      | TLB and jump cache for emitted code                                    |
+//! | [`trampoline`] | the way in and the way out                                             |
+//! | [`blocks`]     | which code was made from what, and how long it stays valid             |
+//! | [`run`]        | entering code, and what it calls                                       |
+
+pub(crate) mod arena;
+pub(crate) mod blocks;
+pub(crate) mod context;
+pub(crate) mod run;
+pub(crate) mod table;
+#[cfg(test)]
+mod tests;
+pub(crate) mod trampoline;
+
+use std::collections::HashMap;
+
+use crate::Step;
+use crate::translate::{Site, SiteKind};
+use arena::Arena;
+use trampoline::Trampolines;
+
+/// How the translator works.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct TranslatorOptions {
+    /// Bound of the memory for emitted code, in bytes.
+    pub cache_bytes: usize,
+    /// A block is translated after it was interpreted this many times.
+    pub threshold: u16,
+    /// Every n-th translated block that runs is run by the interpreter too, and the outcomes are compared; 0 = never.
+    pub check: u32,
+}
+
+impl Default for TranslatorOptions {
+    fn default() -> Self {
+        Self { cache_bytes: 128 << 20, threshold: 8, check: 0 }
+    }
+}
+
+/// What the translator has done so far.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct TranslatorCounters {
+    /// Blocks translated, and guest instructions in them.
+    pub blocks: u64,
+    /// Guest instructions translated.
+    pub instructions: u64,
+    /// Times that all code was dropped because memory was full.
+    pub flushes: u64,
+    /// Blocks dropped because their bytes were written.
+    pub dropped: u64,
+    /// Entries from the run loop.
+    pub entries: u64,
+    /// Instructions run by the interpreter from emitted code.
+    pub interpreted: u64,
+    /// Memory accesses that missed the TLB of emitted code.
+    pub misses: u64,
+    /// Direct branches bound.
+    pub links: u64,
+    /// Indirect branches that missed the jump cache.
+    pub branches: u64,
+    /// Blocks compared with the interpreter.
+    pub checked: u64,
+}
+
+/// The translator of one vCPU.
+pub(crate) struct Jit {
+    options: TranslatorOptions,
+    arena: Arena,
+    trampolines: Trampolines,
+    blocks: blocks::Blocks,
+    sites: Vec<Site>,
+    /// What the run loop is to be told when emitted code has left.
+    outcome: Step,
+    fast_pext: bool,
+    pub(crate) counters: TranslatorCounters,
+    /// Operations run from emitted code, by handler: for profiles.
+    pub(crate) profile: Option<HashMap<usize, u64>>,
+    checks: u32,
+}
+
+/// Site that every trampoline may be called with: a block that was dropped.
+const STALE: Site = Site { kind: SiteKind::Branch { start: 0, undo: 0 }, access: 0, block: u32::MAX };

@@ -1,0 +1,510 @@
+//! Entering emitted code, and what it calls.
+#![allow(unsafe_code)]
+
+use platform::x86::{gpr, rflags, seg};
+
+use super::arena::Arena;
+use super::blocks::{self, Block, Key, ONE_PAGE};
+use super::context::{Context, MODES};
+use super::table::Tables;
+use super::trampoline::{self, Targets};
+use super::{Jit, STALE, TranslatorCounters, TranslatorOptions};
+use crate::mmu::Access;
+use crate::mmu::walk::is_canonical;
+use crate::state::{RIP, Shadow};
+use crate::translate::asm::Asm;
+use crate::translate::block::{Request, Translation, translate};
+use crate::translate::{Site, SiteKind};
+use crate::{Step, Trap, Vcpu};
+
+/// Why the translator cannot be switched on.
+#[derive(thiserror::Error, Debug)]
+pub enum TranslatorError {
+    /// No mapping for code or tables.
+    #[error("memory for translated code cannot be had: {0} (a policy may forbid executable mappings; switch the translator off)")]
+    Memory(#[from] rustix::io::Errno),
+    /// Another architecture, or an x86 without BMI2.
+    #[error("this host's CPU cannot run translated code (it takes an x86-64 with BMI2); switch the translator off")]
+    Host,
+}
+
+/// Code is emitted only while this much room is left, so that a block always fits.
+const ROOM: usize = 256 << 10;
+/// Sites are bounded too.
+const MAX_SITES: usize = 1 << 21;
+
+impl Jit {
+    fn new(options: TranslatorOptions) -> Result<Self, TranslatorError> {
+        let fast_pext = host::pext().ok_or(TranslatorError::Host)?;
+        let mut arena = Arena::new(options.cache_bytes)?;
+        let mut asm = Asm::new(arena.next());
+        let targets = Targets {
+            op: host::address(on_op),
+            link: host::address(on_link),
+            branch: host::address(on_branch),
+            event: host::address(on_event),
+        };
+        let trampolines = trampoline::emit(&mut asm, &targets);
+        arena.append(&asm.bytes);
+        arena.keep();
+        Ok(Self {
+            options,
+            arena,
+            trampolines,
+            blocks: blocks::Blocks::default(),
+            sites: vec![STALE],
+            outcome: Ok(()),
+            fast_pext,
+            counters: TranslatorCounters::default(),
+            profile: std::env::var_os("BHYVE_JIT_PROFILE").map(|_| Default::default()),
+            checks: 0,
+        })
+    }
+
+    fn clear(&mut self) {
+        self.arena.clear();
+        self.blocks.clear();
+        self.sites.truncate(1);
+    }
+
+    fn is_full(&self) -> bool {
+        !self.arena.has_room(ROOM) || self.sites.len() > MAX_SITES
+    }
+}
+
+impl Vcpu {
+    /// Switches the translator on or off.
+    ///
+    /// # Errors
+    /// [`TranslatorError`]; the translator is off then.
+    pub fn set_translator(&mut self, options: Option<TranslatorOptions>) -> Result<(), TranslatorError> {
+        self.jit = None;
+        self.tlb.set_tables(None);
+        let Some(options) = options else { return Ok(()) };
+        let jit = Jit::new(options)?;
+        let tables = Tables::new()?;
+        // SAFETY: the tables were just made, and their context block is zeroed memory of the right size and alignment.
+        let context = unsafe { &mut *tables.context() };
+        context.events = self.events.word_address();
+        context.page_mask = !0xfff;
+        self.tlb.set_tables(Some(tables));
+        self.jit = Some(Box::new(jit));
+        Ok(())
+    }
+
+    /// What the translator has done, if it is on.
+    pub fn translator_counters(&self) -> Option<TranslatorCounters> {
+        self.jit.as_ref().map(|jit| jit.counters)
+    }
+
+    /// Whether code of the current mode is translated at all: 64-bit, without alignment checks.
+    #[inline]
+    fn translatable(&self) -> bool {
+        self.mode.is_64() && (self.tlb.mode() as usize) < MODES
+    }
+
+    /// Runs translated code from RIP on; `None` if there is none.
+    #[inline]
+    pub(crate) fn run_translated(&mut self) -> Option<Step> {
+        if !self.translatable() {
+            return None;
+        }
+        self.drop_stale_code();
+        let code = self.translated_code()?;
+        Some(self.enter(code))
+    }
+
+    fn enter(&mut self, code: u64) -> Step {
+        let vcpu: *mut Self = self;
+        let (Some(tables), Some(jit)) = (self.tlb.tables(), self.jit.as_mut()) else { return Ok(()) };
+        jit.counters.entries += 1;
+        jit.outcome = Ok(());
+        let context = tables.context();
+        let enter = jit.arena.address(jit.trampolines.enter);
+        // SAFETY: the context block is ours, and nothing refers to it across these statements.
+        unsafe {
+            (*context).vcpu = vcpu;
+            (*context).regs = (*vcpu).regs.as_mut_ptr() as u64;
+            (*context).linear = (*vcpu).regs[RIP];
+        }
+        self.store_context();
+        // SAFETY: `enter` is the trampoline; `code` is the entry of a block whose page has not been written since it was
+        // made. The code keeps the calling convention, touches guest RAM through checked TLB entries, the context block,
+        // and the vCPU's register file, and calls the functions below with the context it was given. `self` is not used
+        // until it returns.
+        unsafe { host::call(enter, context, code) };
+        self.jit.as_mut().map_or(Ok(()), |jit| std::mem::replace(&mut jit.outcome, Ok(())))
+    }
+
+    fn context(&mut self) -> &mut Context {
+        let context = self.tlb.tables().map_or(std::ptr::null_mut(), Tables::context);
+        assert!(!context.is_null(), "emitted code runs only with tables");
+        // SAFETY: the block lives as long as the tables, which `self` owns; emitted code does not run while Rust does.
+        unsafe { &mut *context }
+    }
+
+    /// Puts into the context block what may have changed while Rust ran.
+    #[inline]
+    fn store_context(&mut self) {
+        let value = self.flags.value();
+        let (fs, gs) = (self.seg_base[seg::FS], self.seg_base[seg::GS]);
+        let context = self.context();
+        context.flags = (value & 0xff) << 8 | u64::from(value & rflags::OF != 0);
+        (context.fs_base, context.gs_base) = (fs, gs);
+    }
+
+    /// Takes the flags out of the context block.
+    #[inline]
+    fn load_flags(&mut self) {
+        let flags = self.context().flags;
+        let value = flags >> 8 & 0xd5 | if flags & 1 != 0 { rflags::OF } else { 0 };
+        self.flags.set_arithmetic(value);
+    }
+
+    /// Drops code whose bytes were written, by anybody.
+    #[inline]
+    fn drop_stale_code(&mut self) {
+        let behind = self.jit.as_ref().is_some_and(|jit| jit.blocks.is_behind(self.memory.pages()));
+        if behind {
+            self.drop_stale_code_slow();
+        }
+    }
+
+    #[cold]
+    fn drop_stale_code_slow(&mut self) {
+        let Some(jit) = self.jit.as_mut() else { return };
+        for entry in jit.blocks.stale(self.memory.pages()) {
+            jit.counters.dropped += 1;
+            // Looked-up branches still lead here: look up again. Direct branches come from the same page only.
+            let mut asm = Asm::new(entry);
+            asm.call(jit.trampolines.branch);
+            asm.u32(0);
+            jit.arena.patch(entry, &asm.bytes);
+        }
+    }
+
+    /// Drops all translated code.
+    pub(crate) fn drop_translations(&mut self) {
+        if let Some(jit) = self.jit.as_mut().filter(|jit| jit.sites.len() > 1) {
+            jit.clear();
+            jit.counters.flushes += 1;
+        }
+        self.tlb.forget_jumps();
+    }
+
+    fn key(&self, phys: u64, second: u64) -> Key {
+        Key { phys, second, mode: (self.mode.key(), self.tlb.mode() as u8) }
+    }
+
+    /// Address of the code for RIP, or `None`.
+    #[inline]
+    fn translated_code(&mut self) -> Option<u64> {
+        let rip = self.regs[RIP];
+        let access = self.tlb.mode() as usize;
+        match self.tlb.tables()?.find_jump(access, rip) {
+            0 => self.find_translated(rip),
+            code => Some(code),
+        }
+    }
+
+    fn find_translated(&mut self, rip: u64) -> Option<u64> {
+        if !is_canonical(rip) {
+            return None;
+        }
+        let phys = self.resolve(rip, Access::Execute).ok()?;
+        let mut key = self.key(phys, ONE_PAGE);
+        let mut global = self.tlb.slot(rip).global;
+        if self.jit.as_ref()?.blocks.find(&key).is_none() {
+            if phys & 0xfff <= 0x1000 - 15 {
+                return None;
+            }
+            key.second = self.resolve((rip & !0xfff).wrapping_add(0x1000), Access::Execute).ok()? & !0xfff;
+            global = false;
+        }
+        let jit = self.jit.as_ref()?;
+        let code = jit.arena.address(jit.blocks.find(&key)?.1.entry) as u64;
+        let access = self.tlb.mode() as usize;
+        self.tlb.remember_jump(access, rip, code, global, key.second != ONE_PAGE);
+        Some(code)
+    }
+
+    /// Counts a run of a block of the interpreter; translates what is at RIP when it is hot.
+    #[inline]
+    pub(crate) fn heat(&mut self, block: u32) -> bool {
+        let Some(jit) = self.jit.as_ref() else { return false };
+        self.cache.heat(block, jit.options.threshold) && self.translatable() && self.translate_here().is_some()
+    }
+
+    #[cold]
+    fn translate_here(&mut self) -> Option<()> {
+        let rip = self.regs[RIP];
+        let phys = self.resolve(rip, Access::Execute).ok()?;
+        let page = phys & !0xfff;
+        if !self.memory.is_ram(page, 0x1000) || !self.jit.as_ref()?.blocks.is_stable(page) {
+            return None;
+        }
+        if self.host_alu.make_room() {
+            self.cache = crate::cache::BlockCache::new();
+            self.drop_translations();
+        }
+        if self.jit.as_ref()?.is_full() {
+            self.drop_translations();
+        }
+        let tag = self.claim_code_page(phys);
+        let mut bytes = [0; 0x1000];
+        self.memory.read(page, &mut bytes).ok()?;
+        let start = (phys & 0xfff) as usize;
+        if let Some(translation) = self.translate_bytes(&bytes[start..], &bytes, phys, false) {
+            return self.keep(self.key(phys, ONE_PAGE), translation, &[(page, tag)]);
+        }
+        if 0x1000 - start >= 15 {
+            return None;
+        }
+        let second = self.resolve((rip & !0xfff).wrapping_add(0x1000), Access::Execute).ok()? & !0xfff;
+        let second_tag = self.claim_code_page(second);
+        let mut joined = [0; 15];
+        let in_page = 0x1000 - start;
+        joined[..in_page].copy_from_slice(&bytes[start..]);
+        self.memory.read(second, &mut joined[in_page..]).ok()?;
+        let translation = self.translate_bytes(&joined, &bytes, phys, true)?;
+        self.keep(self.key(phys, second), translation, &[(page, tag), (second, second_tag)])
+    }
+
+    fn translate_bytes(&mut self, bytes: &[u8], page: &[u8], phys: u64, crossing: bool) -> Option<Translation> {
+        let jit = self.jit.as_ref()?;
+        let request = Request {
+            bytes,
+            page,
+            start: (phys & 0xfff) as u32,
+            crossing,
+            mode: self.mode,
+            access: self.tlb.mode() as usize,
+            features: &self.features,
+            arena: jit.arena.next(),
+            trampolines: jit.trampolines,
+            first_site: jit.sites.len() as u32,
+            block: jit.blocks.next(),
+            fast_pext: jit.fast_pext,
+            checking: jit.options.check != 0,
+        };
+        translate(&request, &mut self.host_alu)
+    }
+
+    fn keep(&mut self, key: Key, translation: Translation, pages: &[(u64, memory::CodeTag)]) -> Option<()> {
+        // Claiming the page may have raced with a write: then the next look finds the block stale.
+        let jit = self.jit.as_mut()?;
+        jit.counters.blocks += 1;
+        jit.counters.instructions += u64::from(translation.instructions);
+        let entry = jit.arena.next();
+        jit.arena.append(&translation.code);
+        jit.sites.extend(translation.sites);
+        let block = Block {
+            key,
+            entry,
+            direct: translation.direct,
+            defined: translation.defined,
+            instructions: translation.instructions,
+        };
+        jit.blocks.insert(block, pages);
+        Some(())
+    }
+
+    fn leave_with(&mut self, outcome: Step) -> *const u8 {
+        if let Some(jit) = self.jit.as_mut() {
+            jit.outcome = outcome;
+        }
+        std::ptr::null()
+    }
+
+    fn site(&self, number: u32) -> Site {
+        self.jit.as_ref().and_then(|jit| jit.sites.get(number as usize)).copied().unwrap_or(STALE)
+    }
+
+    /// Goes on at RIP without leaving, if there is code for it and nothing else to do.
+    fn next_code(&mut self) -> *const u8 {
+        let behind = self.jit.as_ref().is_none_or(|jit| jit.blocks.is_behind(self.memory.pages()));
+        let busy = self.events.pending() | self.attention != 0 || self.shadow != Shadow::None;
+        if behind || busy || !self.translatable() || self.checking() {
+            return self.leave_with(Ok(()));
+        }
+        match self.translated_code() {
+            Some(code) => {
+                self.context().linear = self.regs[RIP];
+                self.store_context();
+                code as *const u8
+            }
+            None => self.leave_with(Ok(())),
+        }
+    }
+
+    fn checking(&self) -> bool {
+        self.jit.as_ref().is_some_and(|jit| jit.options.check != 0)
+    }
+
+    fn serve_op(&mut self, site: Site) -> *const u8 {
+        let SiteKind::Op { op, start, resume, ends, memory } = site.kind else {
+            return self.leave_with(Ok(()));
+        };
+        self.load_flags();
+        let (page, linear) = (self.context().page, self.context().linear);
+        self.regs[RIP] = page.wrapping_add(u64::from(start));
+        if let Some(jit) = self.jit.as_mut() {
+            if memory {
+                jit.counters.misses += 1;
+            } else {
+                jit.counters.interpreted += 1;
+            }
+            if let Some(profile) = jit.profile.as_mut() {
+                *profile.entry(op.run as usize).or_default() += 1;
+            }
+        }
+        self.block_end = usize::MAX;
+        let result = self.run_op(&op);
+        if memory {
+            self.tlb.mirror(linear);
+        }
+        if result.is_err() {
+            return self.leave_with(result);
+        }
+        if ends {
+            return self.next_code();
+        }
+        let Some(jit) = self.jit.as_ref() else { return std::ptr::null() };
+        let disturbed = self.block_end == 0
+            || self.attention != 0
+            || self.shadow != Shadow::None
+            || self.tlb.mode() as u8 != site.access
+            || jit.blocks.is_behind(self.memory.pages());
+        if disturbed {
+            return self.leave_with(Ok(()));
+        }
+        let resume = jit.arena.address(resume);
+        self.store_context();
+        resume
+    }
+
+    fn serve_link(&mut self, site: Site) -> *const u8 {
+        let SiteKind::Link { patch, target } = site.kind else { return self.leave_with(Ok(())) };
+        self.load_flags();
+        self.regs[RIP] = self.context().page.wrapping_add(u64::from(target));
+        if self.checking() {
+            return self.leave_with(Ok(()));
+        }
+        let Some(jit) = self.jit.as_mut() else { return std::ptr::null() };
+        let key = jit.blocks.get(site.block).map(|block| Key {
+            phys: block.key.phys & !0xfff | u64::from(target),
+            second: ONE_PAGE,
+            mode: block.key.mode,
+        });
+        let found = key.and_then(|key| jit.blocks.find(&key)).map(|(_, block)| block.direct);
+        match found {
+            Some(direct) if !jit.blocks.is_behind(self.memory.pages()) => {
+                jit.counters.links += 1;
+                jit.arena.patch(patch, &direct.wrapping_sub(patch + 4).to_le_bytes());
+                let code = jit.arena.address(direct);
+                self.store_context();
+                code
+            }
+            // Perhaps an instruction that crosses into the next page.
+            _ => self.next_code(),
+        }
+    }
+
+    fn serve_branch(&mut self, site: Site) -> *const u8 {
+        self.load_flags();
+        let rip = self.context().linear;
+        self.regs[RIP] = rip;
+        if let Some(jit) = self.jit.as_mut() {
+            jit.counters.branches += 1;
+        }
+        if !is_canonical(rip)
+            && let SiteKind::Branch { start, undo } = site.kind
+        {
+            self.regs[gpr::RSP] = self.regs[gpr::RSP].wrapping_add(undo as i64 as u64);
+            self.regs[RIP] = self.context().page.wrapping_add(u64::from(start));
+            return self.leave_with(Err(Trap::gp(0)));
+        }
+        self.next_code()
+    }
+
+    fn serve_event(&mut self, site: Site) -> *const u8 {
+        self.load_flags();
+        if let SiteKind::Event { target } = site.kind {
+            self.regs[RIP] = self.context().page.wrapping_add(u64::from(target));
+        }
+        self.leave_with(Ok(()))
+    }
+}
+
+/// The ABI of everything that trampolines call.
+type Served = fn(&mut Vcpu, Site) -> *const u8;
+
+/// What the trampolines call: finds the vCPU and the site, and serves it.
+///
+/// # Safety
+/// `context` is the context block of the vCPU that entered the code, and `number` points to the number of a site.
+unsafe fn serve(context: *mut Context, number: *const u32, served: Served) -> *const u8 {
+    // SAFETY: by the caller's promise; `enter` put the vCPU there and does not touch it until the code returns.
+    let vcpu = unsafe { &mut *(*context).vcpu };
+    // SAFETY: by the caller's promise.
+    let number = unsafe { number.read_unaligned() };
+    let site = vcpu.site(number);
+    served(vcpu, site)
+}
+
+macro_rules! gate {
+    ($name:ident => $served:ident) => {
+        unsafe extern "C" fn $name(context: *mut Context, number: *const u32) -> *const u8 {
+            // SAFETY: only emitted code calls this, by a trampoline.
+            unsafe { serve(context, number, Vcpu::$served) }
+        }
+    };
+}
+gate!(on_op => serve_op);
+gate!(on_link => serve_link);
+gate!(on_branch => serve_branch);
+gate!(on_event => serve_event);
+
+/// What depends on the host's architecture.
+mod host {
+    use super::Context;
+
+    pub(super) type Gate = unsafe extern "C" fn(*mut Context, *const u32) -> *const u8;
+
+    pub(super) fn address(gate: Gate) -> usize {
+        gate as usize
+    }
+
+    /// Whether PEXT is fast; `None` if this host cannot run emitted code.
+    #[cfg(target_arch = "x86_64")]
+    pub(super) fn pext() -> Option<bool> {
+        if !std::arch::is_x86_feature_detected!("bmi2") {
+            return None;
+        }
+        // AMD before Zen 3 (family 19h) runs PEXT in microcode.
+        let vendor = std::arch::x86_64::__cpuid(0);
+        let amd = vendor.ebx == u32::from_le_bytes(*b"Auth") || vendor.ebx == u32::from_le_bytes(*b"Hygo");
+        let version = std::arch::x86_64::__cpuid(1).eax;
+        let family = (version >> 8 & 15) + if version >> 8 & 15 == 15 { version >> 20 & 255 } else { 0 };
+        Some(!amd || family >= 0x19)
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    pub(super) fn pext() -> Option<bool> {
+        None
+    }
+
+    /// Enters emitted code.
+    ///
+    /// # Safety
+    /// `enter` is the trampoline of that name; `context` and `code` are what it expects.
+    #[cfg(target_arch = "x86_64")]
+    pub(super) unsafe fn call(enter: *const u8, context: *mut Context, code: u64) {
+        // SAFETY: by the caller's promise, this is a function of this type.
+        unsafe {
+            let enter = std::mem::transmute::<*const u8, unsafe extern "C" fn(*mut Context, u64)>(enter);
+            enter(context, code);
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    pub(super) unsafe fn call(_: *const u8, _: *mut Context, _: u64) {}
+}

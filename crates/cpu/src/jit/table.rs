@@ -1,0 +1,302 @@
+//! The tables that emitted code looks into: translations of pages, and host code of branch targets.
+#![allow(unsafe_code)]
+
+use std::ptr;
+
+use rustix::mm::{MapFlags, ProtFlags};
+
+use super::context::{Context, ENTRIES, MODES, SIZE, STACK, table};
+
+/// Properties of an entry, below the page address in `info`.
+const GLOBAL: u64 = 1 << 0;
+/// The entry is in the list of entries that are not global, or global.
+const LISTED: [u64; 2] = [1 << 1, 1 << 2];
+/// A negated page address that no canonical address matches.
+const NOWHERE: u64 = (1u64 << 58).wrapping_neg();
+
+/// The context block with its tables, and what is needed to flush them in proportion to what was filled.
+pub(crate) struct Tables {
+    memory: *mut u8,
+    /// Guest-physical page and properties of each TLB entry.
+    info: Box<[u64]>,
+    /// TLB entries filled since they were flushed: not global, global.
+    filled: [Vec<u32>; 2],
+    jump_info: Box<[u8]>,
+    jumps: [Vec<u32>; 2],
+    /// A bit per hashed page number: the page may have entries in a jump cache.
+    jump_pages: Box<[u64; 64]>,
+    /// Entries filled, for statistics.
+    pub(crate) fills: u64,
+}
+
+// SAFETY: the allocation is the tables' own; the vCPU that owns them moves between threads as a whole.
+unsafe impl Send for Tables {}
+
+impl Tables {
+    /// Allocates empty tables.
+    ///
+    /// # Errors
+    /// The kernel's, from mapping memory.
+    pub(crate) fn new() -> Result<Self, rustix::io::Errno> {
+        // SAFETY: a new anonymous mapping at an address of the kernel's choice.
+        let memory = unsafe {
+            rustix::mm::mmap_anonymous(
+                ptr::null_mut(),
+                SIZE,
+                ProtFlags::READ | ProtFlags::WRITE,
+                MapFlags::PRIVATE | MapFlags::NORESERVE,
+            )
+        }?;
+        let mut tables = Self {
+            memory: memory.cast(),
+            info: vec![0; MODES * ENTRIES].into(),
+            filled: Default::default(),
+            jump_info: vec![0; MODES * ENTRIES].into(),
+            jumps: Default::default(),
+            jump_pages: Box::new([0; 64]),
+            fills: 0,
+        };
+        for mode in 0..MODES {
+            tables.invalidate(mode, 0);
+            tables.invalidate(mode, ENTRIES - 1);
+            tables.set(table::jumps(mode), 0, 1);
+        }
+        Ok(tables)
+    }
+
+    /// The context block.
+    pub(crate) fn context(&self) -> *mut Context {
+        self.memory.wrapping_add(STACK).cast()
+    }
+
+    fn word(&self, offset: i32, index: usize) -> *mut u64 {
+        debug_assert!(offset >= 0 && STACK + offset as usize + index * 8 < SIZE);
+        self.memory.wrapping_add(STACK + offset as usize + index * 8).cast()
+    }
+    fn get(&self, offset: i32, index: usize) -> u64 {
+        // SAFETY: the callers take offsets from `table` and indices below its size: inside the allocation.
+        unsafe { self.word(offset, index).read() }
+    }
+    fn set(&mut self, offset: i32, index: usize, value: u64) {
+        // SAFETY: as for `get`.
+        unsafe { self.word(offset, index).write(value) }
+    }
+
+    fn index(linear: u64) -> usize {
+        (linear >> 12) as usize & (ENTRIES - 1)
+    }
+
+    /// A page address that an access to slot `index` never matches: zero but for the slots of the first and the last page.
+    fn nowhere(index: usize) -> u64 {
+        if index == 0 || index == ENTRIES - 1 { NOWHERE } else { 0 }
+    }
+
+    fn invalidate(&mut self, mode: usize, index: usize) {
+        self.set(table::read(mode), index, Self::nowhere(index));
+        self.set(table::write(mode), index, Self::nowhere(index));
+    }
+
+    /// Fills the entry of the page of `linear`. `addend` is host address minus linear address.
+    #[allow(clippy::too_many_arguments)]
+    pub(crate) fn fill(
+        &mut self,
+        mode: usize,
+        linear: u64,
+        (read, write): (bool, bool),
+        addend: u64,
+        phys: u64,
+        global: bool,
+    ) {
+        if mode >= MODES {
+            return;
+        }
+        self.fills += 1;
+        let index = Self::index(linear);
+        let tag = (linear & !0xfff).wrapping_neg();
+        let choose = |allowed| if allowed { tag } else { Self::nowhere(index) };
+        self.set(table::read(mode), index, choose(read));
+        self.set(table::write(mode), index, choose(write));
+        self.set(table::addend(mode), index, addend);
+        let slot = mode * ENTRIES + index;
+        let list = usize::from(global);
+        let mut info = self.info[slot] & (LISTED[0] | LISTED[1]);
+        if info & LISTED[list] == 0 {
+            info |= LISTED[list];
+            self.filled[list].push(slot as u32);
+        }
+        self.info[slot] = info | (phys & !0xfff) | if global { GLOBAL } else { 0 };
+    }
+
+    /// Drops everything.
+    pub(crate) fn flush_all(&mut self) {
+        for list in 0..2 {
+            let mut filled = std::mem::take(&mut self.filled[list]);
+            for slot in filled.drain(..) {
+                self.info[slot as usize] = 0;
+                self.invalidate(slot as usize / ENTRIES, slot as usize % ENTRIES);
+            }
+            self.filled[list] = filled;
+        }
+        self.forget_jumps();
+    }
+
+    /// Drops what is not global.
+    pub(crate) fn flush_non_global(&mut self) {
+        let mut filled = std::mem::take(&mut self.filled[0]);
+        for slot in filled.drain(..) {
+            let slot = slot as usize;
+            self.info[slot] &= !LISTED[0];
+            if self.info[slot] & GLOBAL == 0 {
+                self.invalidate(slot / ENTRIES, slot % ENTRIES);
+            }
+        }
+        self.filled[0] = filled;
+        let mut jumps = std::mem::take(&mut self.jumps[0]);
+        for slot in jumps.drain(..) {
+            let slot = slot as usize;
+            self.jump_info[slot] &= !(LISTED[0] as u8);
+            if self.jump_info[slot] & GLOBAL as u8 == 0 {
+                self.forget_jump(slot);
+            }
+        }
+        self.jumps[0] = jumps;
+    }
+
+    /// Drops the page of `linear`.
+    pub(crate) fn flush_page(&mut self, linear: u64) {
+        let index = Self::index(linear);
+        (0..MODES).for_each(|mode| self.invalidate(mode, index));
+        let page = Self::page_bit(linear);
+        if self.jump_pages[page / 64] >> (page % 64) & 1 != 0 {
+            self.forget_jumps();
+        }
+    }
+
+    /// Takes away the write permission of entries that map guest-physical page `phys`.
+    pub(crate) fn protect_code(&mut self, phys: u64) {
+        for list in 0..2 {
+            for i in 0..self.filled[list].len() {
+                let slot = self.filled[list][i] as usize;
+                if self.info[slot] & !0xfff == phys & !0xfff {
+                    self.set(table::write(slot / ENTRIES), slot % ENTRIES, Self::nowhere(slot % ENTRIES));
+                }
+            }
+        }
+    }
+
+    /// Takes away every write permission.
+    pub(crate) fn flush_writes(&mut self) {
+        for list in 0..2 {
+            for i in 0..self.filled[list].len() {
+                let slot = self.filled[list][i] as usize;
+                self.set(table::write(slot / ENTRIES), slot % ENTRIES, Self::nowhere(slot % ENTRIES));
+            }
+        }
+    }
+
+    fn page_bit(linear: u64) -> usize {
+        let page = linear >> 12;
+        (page ^ page >> 12) as usize & 0xfff
+    }
+
+    /// The host code for `rip`, or 0.
+    pub(crate) fn find_jump(&self, mode: usize, rip: u64) -> u64 {
+        if mode >= MODES {
+            return 0;
+        }
+        let index = rip as usize & (ENTRIES - 1);
+        let found = self.get(table::jumps(mode), 2 * index).wrapping_add(rip) == 0;
+        if found { self.get(table::jumps(mode), 2 * index + 1) } else { 0 }
+    }
+
+    /// Lets emitted code find host code for `rip`.
+    pub(crate) fn remember_jump(&mut self, mode: usize, rip: u64, code: u64, global: bool) {
+        if mode >= MODES {
+            return;
+        }
+        let index = rip as usize & (ENTRIES - 1);
+        self.set(table::jumps(mode), 2 * index, rip.wrapping_neg());
+        self.set(table::jumps(mode), 2 * index + 1, code);
+        self.watch_page(rip);
+        let slot = mode * ENTRIES + index;
+        let list = usize::from(global);
+        let mut info = self.jump_info[slot] & !(GLOBAL as u8);
+        if info & LISTED[list] as u8 == 0 {
+            info |= LISTED[list] as u8;
+            self.jumps[list].push(slot as u32);
+        }
+        self.jump_info[slot] = info | u8::from(global);
+    }
+
+    /// Makes [`Tables::flush_page`] of this page empty the jump caches.
+    pub(crate) fn watch_page(&mut self, linear: u64) {
+        let page = Self::page_bit(linear);
+        self.jump_pages[page / 64] |= 1 << (page % 64);
+    }
+
+    fn forget_jump(&mut self, slot: usize) {
+        let index = slot % ENTRIES;
+        // Address 0 would match slot 0; 1 is the negated address -1, which is not in slot 0.
+        self.set(table::jumps(slot / ENTRIES), 2 * index, u64::from(index == 0));
+    }
+
+    /// Empties the jump caches.
+    pub(crate) fn forget_jumps(&mut self) {
+        for list in 0..2 {
+            let mut jumps = std::mem::take(&mut self.jumps[list]);
+            for slot in jumps.drain(..) {
+                self.jump_info[slot as usize] = 0;
+                self.forget_jump(slot as usize);
+            }
+            self.jumps[list] = jumps;
+        }
+        self.jump_pages.fill(0);
+    }
+}
+
+impl Drop for Tables {
+    fn drop(&mut self) {
+        // SAFETY: the mapping is the tables' own.
+        let _ = unsafe { rustix::mm::munmap(self.memory.cast(), SIZE) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hits(tables: &Tables, mode: usize, linear: u64, size: u64, offset: fn(usize) -> i32) -> bool {
+        let tag = tables.get(offset(mode), Tables::index(linear));
+        tag.wrapping_add(linear).wrapping_add(size - 1) < 4096
+    }
+
+    #[test]
+    fn an_empty_table_matches_nothing() {
+        let tables = Tables::new().unwrap();
+        for linear in [0, 1, 0xfff, 0xffff_ffff_ffff_fffd, 0xffff_ffff_ffff_f000, 0xfff_fffe, 0x1000_0000, 0x5000] {
+            assert!(!hits(&tables, 0, linear, 8, table::read), "{linear:#x}");
+        }
+    }
+
+    #[test]
+    fn flushes_drop_what_they_should() {
+        let mut tables = Tables::new().unwrap();
+        tables.fill(0, 0x1000, (true, true), 5, 0x9000, false);
+        tables.fill(0, 0xffff_8000_0000_2000, (true, false), 5, 0xa000, true);
+        tables.remember_jump(0, 0x1004, 77, false);
+        tables.remember_jump(0, 0xffff_8000_0000_2000, 78, true);
+        assert!(hits(&tables, 0, 0x1ff8, 8, table::write) && !hits(&tables, 0, 0x1ff9, 8, table::write));
+        assert!(!hits(&tables, 0, 0xffff_8000_0000_2000, 1, table::write));
+        assert!(!hits(&tables, 1, 0x1ff8, 8, table::read), "another mode");
+        tables.protect_code(0x9123);
+        assert!(!hits(&tables, 0, 0x1000, 1, table::write) && hits(&tables, 0, 0x1000, 1, table::read));
+        tables.flush_non_global();
+        assert!(!hits(&tables, 0, 0x1000, 1, table::read));
+        assert!(hits(&tables, 0, 0xffff_8000_0000_2000, 8, table::read));
+        assert_eq!((tables.find_jump(0, 0x1004), tables.find_jump(0, 0xffff_8000_0000_2000)), (0, 78));
+        tables.flush_page(0xffff_8000_0000_2abc);
+        assert!(!hits(&tables, 0, 0xffff_8000_0000_2000, 8, table::read));
+        assert_eq!(tables.find_jump(0, 0xffff_8000_0000_2000), 0);
+        assert_eq!(tables.find_jump(0, 0), 0);
+    }
+}

@@ -1,0 +1,356 @@
+//! Code under the translator must do what it does under the interpreter.
+
+use iced_x86::code_asm::*;
+use iced_x86::{Decoder, DecoderOptions};
+use platform::x86::{gpr, rflags};
+
+use super::{TranslatorCounters, TranslatorOptions};
+use crate::Exit;
+use crate::testing::{Machine, at};
+
+/// Where random programs have their data.
+const DATA: u64 = 0x20_0000;
+
+fn translated(mut machine: Machine) -> Machine {
+    let options = TranslatorOptions { cache_bytes: 4 << 20, threshold: 1, check: 0 };
+    machine.vcpu.set_translator(Some(options)).expect("this host runs translated code");
+    machine
+}
+
+fn counters(machine: &Machine) -> TranslatorCounters {
+    machine.vcpu.translator_counters().expect("the translator is on")
+}
+
+#[track_caller]
+fn run(machine: &mut Machine) {
+    assert!(matches!(machine.vcpu.run(), Exit::Halt { .. }), "stopped at {:#x}", machine.vcpu.rip());
+}
+
+struct Random(u64);
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
+    }
+    fn below(&mut self, n: u64) -> u64 {
+        (self.next() >> 33) % n
+    }
+    fn pick<T: Copy>(&mut self, from: &[T]) -> T {
+        from[self.below(from.len() as u64) as usize]
+    }
+}
+
+/// An opcode with a ModRM byte: its bytes, a fixed reg field if it has one, bytes of immediate (9: operand size up to 4).
+struct Form(&'static [u8], Option<u8>, usize);
+
+const FORMS: &[Form] = &[
+    Form(&[0x01], None, 0),
+    Form(&[0x03], None, 0),
+    Form(&[0x09], None, 0),
+    Form(&[0x11], None, 0),
+    Form(&[0x1b], None, 0),
+    Form(&[0x21], None, 0),
+    Form(&[0x29], None, 0),
+    Form(&[0x33], None, 0),
+    Form(&[0x39], None, 0),
+    Form(&[0x3b], None, 0),
+    Form(&[0x85], None, 0),
+    Form(&[0x89], None, 0),
+    Form(&[0x8b], None, 0),
+    Form(&[0x87], None, 0),
+    Form(&[0x00], None, 0),
+    Form(&[0x02], None, 0),
+    Form(&[0x28], None, 0),
+    Form(&[0x38], None, 0),
+    Form(&[0x84], None, 0),
+    Form(&[0x88], None, 0),
+    Form(&[0x8a], None, 0),
+    Form(&[0x86], None, 0),
+    Form(&[0x83], Some(0), 1),
+    Form(&[0x83], Some(2), 1),
+    Form(&[0x83], Some(5), 1),
+    Form(&[0x83], Some(7), 1),
+    Form(&[0x81], Some(4), 9),
+    Form(&[0x81], Some(6), 9),
+    Form(&[0x80], Some(1), 1),
+    Form(&[0xc7], Some(0), 9),
+    Form(&[0xc6], Some(0), 1),
+    Form(&[0xf7], Some(0), 9),
+    Form(&[0xf7], Some(2), 0),
+    Form(&[0xf7], Some(3), 0),
+    Form(&[0xf7], Some(4), 0),
+    Form(&[0xf7], Some(5), 0),
+    Form(&[0xff], Some(0), 0),
+    Form(&[0xff], Some(1), 0),
+    Form(&[0xc1], Some(4), 1),
+    Form(&[0xc1], Some(5), 1),
+    Form(&[0xc1], Some(0), 1),
+    Form(&[0xc1], Some(3), 1),
+    Form(&[0xd1], Some(7), 0),
+    Form(&[0xd3], Some(4), 0),
+    Form(&[0xd3], Some(5), 0),
+    Form(&[0xd3], Some(1), 0),
+    Form(&[0xd3], Some(2), 0),
+    Form(&[0x6b], None, 1),
+    Form(&[0x69], None, 9),
+    Form(&[0x0f, 0xaf], None, 0),
+    Form(&[0x0f, 0xb6], None, 0),
+    Form(&[0x0f, 0xbf], None, 0),
+    Form(&[0x63], None, 0),
+    Form(&[0x0f, 0x44], None, 0),
+    Form(&[0x0f, 0x4c], None, 0),
+    Form(&[0x0f, 0x92], Some(0), 0),
+    Form(&[0x0f, 0x9f], Some(0), 0),
+    Form(&[0x0f, 0xa3], None, 0),
+    Form(&[0x0f, 0xba], Some(5), 1),
+    Form(&[0x0f, 0xba], Some(7), 1),
+    Form(&[0x0f, 0xa4], None, 1),
+    Form(&[0x0f, 0xad], None, 0),
+    Form(&[0x0f, 0xb1], None, 0),
+    Form(&[0x0f, 0xc1], None, 0),
+    Form(&[0x8d], None, 0),
+];
+
+/// Puts one random instruction with a ModRM byte into `code`.
+fn random_form(random: &mut Random, code: &mut Vec<u8>) {
+    let form = &FORMS[random.below(FORMS.len() as u64) as usize];
+    let wide = random.below(2) as u8;
+    let word = wide == 0 && random.below(6) == 0 && form.0 != [0x63];
+    let reg = form.1.unwrap_or(random.below(16) as u8);
+    let memory = form.0 == [0x8d] || random.below(2) == 0;
+    let mut bytes = Vec::new();
+    if word {
+        bytes.push(0x66);
+    }
+    let rex_reg = if form.1.is_some() { 0 } else { reg >> 3 };
+    if !memory {
+        let rm = random.below(16) as u8;
+        bytes.push(0x40 | wide << 3 | rex_reg << 2 | rm >> 3);
+        bytes.extend(form.0);
+        bytes.push(0xc0 | (reg & 7) << 3 | rm & 7);
+    } else {
+        // The base and index are loaded just before.
+        let base = random.pick(&[0u8, 1, 2, 3, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15]);
+        let index = random.pick(&[0u8, 1, 2, 3, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15]);
+        let indexed = index != base && random.below(2) == 0;
+        let address = DATA + 0x1000 * random.below(3) + random.pick(&[0x10, 0x800, 0xff0, 0xffd]);
+        let disp = random.below(200) as i64 - 100;
+        let scale = random.below(4) as u8;
+        let position = random.below(0x40);
+        let mut load = |r: u8, value: u64| {
+            code.extend([0x48 | r >> 3, 0xb8 | r & 7]);
+            code.extend(value.to_le_bytes());
+        };
+        let index_part = if indexed { position << scale } else { 0 };
+        load(base, address.wrapping_sub(index_part).wrapping_sub(disp as u64));
+        if indexed {
+            load(index, position);
+        }
+        if (form.0 == [0x0f, 0xa3] || form.0 == [0x0f, 0xad]) && form.1.is_none() {
+            load(reg, random.below(64));
+            if reg == base || indexed && reg == index {
+                return;
+            }
+        }
+        let rex_index = if indexed { index >> 3 } else { 0 };
+        bytes.push(0x40 | wide << 3 | rex_reg << 2 | rex_index << 1 | base >> 3);
+        bytes.extend(form.0);
+        let sib = indexed || base & 7 == 4;
+        bytes.push(0x80 | (reg & 7) << 3 | if sib { 4 } else { base & 7 });
+        if sib {
+            let index = if indexed { index & 7 } else { 4 };
+            bytes.push(if indexed { scale << 6 } else { 0 } | index << 3 | base & 7);
+        }
+        bytes.extend((disp as i32).to_le_bytes());
+    }
+    let immediate = match form.2 {
+        9 if word => 2,
+        9 => 4,
+        n => n,
+    };
+    bytes.extend(&random.next().to_le_bytes()[..immediate]);
+    code.extend(bytes);
+}
+
+/// A program and the flags that are undefined behind it.
+fn random_program(random: &mut Random) -> (Vec<u8>, u32) {
+    let mut code = Vec::new();
+    let mut undefined = 0;
+    for _ in 0..24 {
+        let mut one = Vec::new();
+        match random.below(8) {
+            0 => {
+                // PUSH r; POP r
+                let (a, b) = (random.below(16) as u8, random.pick(&[0u8, 1, 2, 3, 5, 9, 12, 15]));
+                one.extend([0x40 | a >> 3, 0x50 | a & 7, 0x40 | b >> 3, 0x58 | b & 7]);
+            }
+            1 => one.extend(random.pick(&[
+                [0x90u8, 0xf8, 0x90],
+                [0x90, 0xf9, 0xf5],
+                [0x48, 0x98, 0x90],
+                [0x48, 0x99, 0x98],
+                [0x41, 0x0f, 0xcc],
+                [0x49, 0x0f, 0xc9],
+                [0x0f, 0xb6, 0xc4],
+                [0x88, 0xe3, 0x90],
+                [0x00, 0xfc, 0x9c],
+            ])),
+            _ => random_form(random, &mut one),
+        }
+        let mut decoder = Decoder::new(64, &one, DecoderOptions::NONE);
+        if undefined != 0 {
+            // Nothing may depend on flags that the manual leaves open.
+            code.extend([0x39, 0xd8]);
+            undefined = 0;
+        }
+        while decoder.can_decode() {
+            let instruction = decoder.decode();
+            assert!(!instruction.is_invalid(), "{one:x?}");
+            undefined |= instruction.rflags_undefined();
+        }
+        // PUSHFQ above keeps the stack growing; keep it in its page.
+        code.extend(&one);
+        let stack = at::STACK.to_le_bytes();
+        code.extend([0x48, 0xbc]);
+        code.extend(stack);
+    }
+    code.push(0xf4);
+    (code, undefined)
+}
+
+fn prepare(code: &[u8], seed: u64) -> Machine {
+    let mut machine = Machine::long();
+    let mut random = Random(seed | 1);
+    for r in (0..16).filter(|&r| r != gpr::RSP) {
+        machine.set_reg(r, random.next() >> (random.below(8) * 8));
+    }
+    for i in 0..0x800 {
+        machine.put(DATA + 8 * i, random.next());
+    }
+    machine.set_flags(random.next() & rflags::ARITHMETIC, rflags::ARITHMETIC);
+    machine.bytes(code);
+    machine
+}
+
+fn listing(code: &[u8]) -> String {
+    use iced_x86::Formatter;
+    let mut formatter = iced_x86::IntelFormatter::new();
+    let mut text = String::new();
+    for instruction in Decoder::with_ip(64, code, at::CODE, DecoderOptions::NONE) {
+        text += &format!("{:#x} ", instruction.ip());
+        formatter.format(&instruction, &mut text);
+        text.push('\n');
+    }
+    text
+}
+
+#[test]
+fn random_programs_end_alike() {
+    let mut random = Random(0x9e37_79b9_7f4a_7c15);
+    for round in 0..400 {
+        let seed = random.next();
+        let (code, undefined) = random_program(&mut random);
+        let mut expected = prepare(&code, seed);
+        run(&mut expected);
+        let mut machine = translated(prepare(&code, seed));
+        run(&mut machine);
+        assert!(counters(&machine).blocks > 0);
+        let mask = rflags::ARITHMETIC & !crate::translate::block::rflags_of(undefined);
+        for r in 0..16 {
+            let (a, b) = (expected.reg(r), machine.reg(r));
+            assert_eq!(a, b, "round {round}, register {r}: {a:#x}, translated {b:#x}\n{}", listing(&code));
+        }
+        let (a, b) = (expected.vcpu.rflags() & mask, machine.vcpu.rflags() & mask);
+        assert_eq!(a, b, "round {round}, flags: {a:#x}, translated {b:#x}\n{}", listing(&code));
+        for i in 0..0x800u64 {
+            let (a, b) = (expected.get::<u64>(DATA + 8 * i), machine.get::<u64>(DATA + 8 * i));
+            assert_eq!(a, b, "round {round}, memory {:#x}: {a:#x}, translated {b:#x}\n{}", DATA + 8 * i, listing(&code));
+        }
+        assert_eq!(expected.vcpu.rip(), machine.vcpu.rip());
+    }
+}
+
+/// Runs code under both tiers; returns the translated machine.
+fn both(write: impl Fn(&mut CodeAssembler) -> Result<(), iced_x86::IcedError>) -> Machine {
+    let mut expected = Machine::long();
+    expected.code(&write);
+    run(&mut expected);
+    let mut machine = translated(Machine::long());
+    machine.code(&write);
+    run(&mut machine);
+    for r in 0..16 {
+        assert_eq!(expected.reg(r), machine.reg(r), "register {r}");
+    }
+    assert_eq!(expected.vcpu.rflags(), machine.vcpu.rflags());
+    machine
+}
+
+#[test]
+fn loops_calls_and_indirect_branches() {
+    let machine = both(|a| {
+        let (mut again, mut function, mut done) = (a.create_label(), a.create_label(), a.create_label());
+        a.mov(rcx, 1000u64)?;
+        a.xor(eax, eax)?;
+        a.set_label(&mut again)?;
+        a.call(function)?;
+        a.dec(rcx)?;
+        a.jnz(again)?;
+        a.lea(rdx, ptr(done))?;
+        a.jmp(rdx)?;
+        a.nop()?;
+        a.set_label(&mut function)?;
+        a.add(rax, rcx)?;
+        a.ret()?;
+        a.set_label(&mut done)?;
+        a.hlt()
+    });
+    assert_eq!(machine.reg(gpr::RAX), 500_500);
+    let counters = counters(&machine);
+    assert!(counters.entries < 40, "the loop runs without leaving emitted code: {counters:?}");
+}
+
+#[test]
+fn code_that_writes_itself() {
+    // Each round overwrites the immediate of an instruction ahead of itself in the same block.
+    both(|a| {
+        let (mut again, mut target) = (a.create_label(), a.create_label());
+        a.mov(ecx, 50)?;
+        a.xor(eax, eax)?;
+        a.set_label(&mut again)?;
+        a.mov(dword_ptr(target) + 1, ecx)?;
+        a.set_label(&mut target)?;
+        a.mov(ebx, 0x1234_5678)?;
+        a.add(eax, ebx)?;
+        a.dec(ecx)?;
+        a.jnz(again)?;
+        a.hlt()
+    });
+}
+
+#[test]
+fn branches_between_pages_and_instructions_across_them() {
+    for position in 0..16u64 {
+        let prepare = |mut machine: Machine| {
+            // A loop whose body straddles the page boundary at 0x9000.
+            machine.vcpu.set_rip(0x9000 - 24 + position);
+            machine.code(|a| {
+                let mut again = a.create_label();
+                a.mov(ecx, 100)?;
+                a.set_label(&mut again)?;
+                a.add(rax, 0x1234_5678)?;
+                a.add(rdx, 0x1234_567)?;
+                a.xor(rax, rdx)?;
+                a.sub(rcx, 1)?;
+                a.jnz(again)?;
+                a.hlt()
+            });
+            run(&mut machine);
+            machine
+        };
+        let (expected, machine) = (prepare(Machine::long()), prepare(translated(Machine::long())));
+        assert_eq!(expected.reg(gpr::RAX), machine.reg(gpr::RAX), "at {position}");
+        assert_eq!(expected.vcpu.rip(), machine.vcpu.rip());
+    }
+}

@@ -1,0 +1,142 @@
+//! The two gates between Rust and emitted code, themselves emitted: one way in, one way out.
+//!
+//! On the way out all guest registers and flags go to the vCPU, so that Rust finds the complete state; on the way in they
+//! come from there. Emitted code leaves by `call`ing a trampoline; behind the call lies the number of a site that says why.
+
+use super::context::at;
+use crate::translate::asm::{Asm, Mem, cond, reg::*};
+use platform::x86::gpr;
+
+/// Guest registers that live in a host register: (guest, host).
+const RESIDENT: [(usize, u8); 11] = [
+    (gpr::RCX, R12),
+    (gpr::RDX, RDX),
+    (gpr::RBX, RBX),
+    (gpr::RSP, R13),
+    (gpr::RBP, RBP),
+    (gpr::RSI, RSI),
+    (gpr::RDI, RDI),
+    (8, 8),
+    (9, 9),
+    (10, 10),
+    (11, 11),
+];
+/// Host registers that the calling convention preserves.
+const PRESERVED: [u8; 6] = [RBX, RBP, R12, R13, R14, R15];
+
+/// Arena offsets of the trampolines.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Trampolines {
+    /// `extern "sysv64" fn(*mut Context, *const u8)`: runs code until it leaves.
+    pub(crate) enter: u32,
+    /// Runs one operation in the interpreter.
+    pub(crate) op: u32,
+    /// Binds a direct branch to its target.
+    pub(crate) link: u32,
+    /// Looks up the target of an indirect branch, in R15.
+    pub(crate) branch: u32,
+    /// Leaves for an event.
+    pub(crate) event: u32,
+}
+
+/// The Rust functions that trampolines call: (context, address of the site number) to where to go on, or null to leave.
+pub(crate) struct Targets {
+    pub(crate) op: usize,
+    pub(crate) link: usize,
+    pub(crate) branch: usize,
+    pub(crate) event: usize,
+}
+
+/// Emits the trampolines.
+pub(crate) fn emit(asm: &mut Asm, targets: &Targets) -> Trampolines {
+    let mut trampolines = Trampolines { enter: asm.here(), ..Default::default() };
+    for r in PRESERVED {
+        push(asm, r);
+    }
+    // SUB RSP, 8: aligned for calls.
+    asm.put(&[0x48, 0x83, 0xec, 8]);
+    asm.store(&Mem::base(RDI, at!(host_rsp)), RSP);
+    asm.mov(RSP, RDI);
+    asm.mov(RAX, RSI);
+    let resume = asm.here();
+    emit_resume(asm);
+    trampolines.op = emit_leave(asm, targets.op, resume);
+    trampolines.link = emit_leave(asm, targets.link, resume);
+    trampolines.branch = emit_leave(asm, targets.branch, resume);
+    trampolines.event = emit_leave(asm, targets.event, resume);
+    trampolines
+}
+
+fn push(asm: &mut Asm, r: u8) {
+    if r > 7 {
+        asm.u8(0x41);
+    }
+    asm.u8(0x50 | r & 7);
+}
+
+fn pop(asm: &mut Asm, r: u8) {
+    if r > 7 {
+        asm.u8(0x41);
+    }
+    asm.u8(0x58 | r & 7);
+}
+
+/// Loads the guest's registers and goes to the code in RAX.
+fn emit_resume(asm: &mut Asm) {
+    asm.store(&Mem::context(at!(target)), RAX);
+    asm.load(RAX, &Mem::context(at!(flags)));
+    // ADD AL, 127 gives OF = bit 0; SAHF leaves it.
+    asm.put(&[0x04, 0x7f, 0x9e]);
+    asm.load(RCX, &Mem::context(at!(regs)));
+    for i in 0..4 {
+        asm.load(R14, &Mem::base(RCX, 8 * (12 + i)));
+        asm.store(&Mem::context(at!(r12) + 8 * i), R14);
+    }
+    for (guest, host) in RESIDENT {
+        asm.load(host, &Mem::base(RCX, 8 * guest as i32));
+    }
+    asm.load(RAX, &Mem::base(RCX, 0));
+    asm.load(R15, &Mem::context(at!(linear)));
+    // JMP [target]
+    asm.op_mem(false, &[0xff], 4, &Mem::context(at!(target)));
+}
+
+/// Stores the guest's registers, calls `function`, and resumes or returns to whoever entered.
+fn emit_leave(asm: &mut Asm, function: usize, resume: u32) -> u32 {
+    let start = asm.here();
+    // The return address is on the stack: fields are 8 bytes further away.
+    let field = |disp: i32| Mem::context(disp + 8);
+    asm.store(&field(at!(scratch)), RAX);
+    // LAHF; SETO AL
+    asm.put(&[0x9f, 0x0f, 0x90, 0xc0]);
+    asm.store(&field(at!(flags)), RAX);
+    asm.load(RCX, &field(at!(regs)));
+    for (guest, host) in RESIDENT {
+        asm.store(&Mem::base(RCX, 8 * guest as i32), host);
+    }
+    asm.load(RAX, &field(at!(scratch)));
+    asm.store(&Mem::base(RCX, 0), RAX);
+    for i in 0..4 {
+        asm.load(RAX, &field(at!(r12) + 8 * i));
+        asm.store(&Mem::base(RCX, 8 * (12 + i)), RAX);
+    }
+    asm.store(&field(at!(linear)), R15);
+    pop(asm, RSI);
+    asm.mov(RDI, RSP);
+    asm.mov(RBX, RSP);
+    asm.load(RSP, &Mem::base(RDI, at!(host_rsp)));
+    asm.mov_imm(RAX, function as u64);
+    // CALL RAX; TEST RAX, RAX
+    asm.put(&[0xff, 0xd0, 0x48, 0x85, 0xc0]);
+    let out = asm.jcc_short(cond::Z);
+    asm.mov(RSP, RBX);
+    asm.jmp(resume);
+    asm.bind(out);
+    // ADD RSP, 8
+    asm.put(&[0x48, 0x83, 0xc4, 8]);
+    for r in PRESERVED.into_iter().rev() {
+        pop(asm, r);
+    }
+    asm.u8(0xc3);
+    start
+}

@@ -1,0 +1,159 @@
+//! Which instructions run natively.
+
+use iced_x86::{Instruction, Mnemonic, OpCodeOperandKind as Kind, OpKind, Register};
+
+use super::memory::addressable;
+use crate::decode::{Flow, Op};
+
+/// How an instruction is emitted.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum How {
+    /// By calling the interpreter.
+    Interpret,
+    Branch,
+    Push,
+    Pop,
+    Leave,
+    /// Not at all.
+    Nothing,
+    /// Byte for byte.
+    Copy,
+    Lea,
+    MovImmediate,
+    Bswap,
+    /// With registers and memory operand exchanged.
+    Rewrite,
+}
+
+/// Chooses.
+pub(super) fn classify(i: &Instruction, op: &Op, flow: Flow, next: u32) -> How {
+    let how = native_form(i);
+    match how {
+        How::Interpret => How::Interpret,
+        How::Branch => classify_branch(i, op, next),
+        // A family that ends the block where its instruction normally does not: not supported by this guest CPU.
+        _ if flow == Flow::End => How::Interpret,
+        How::Rewrite | How::Lea if uses_memory(i) && !addressable(op, next) => How::Interpret,
+        _ => how,
+    }
+}
+
+fn classify_branch(i: &Instruction, op: &Op, next: u32) -> How {
+    let near = i.op0_kind() == OpKind::NearBranch64;
+    let fits = i32::try_from((op.imm as i64).wrapping_add(i64::from(next))).is_ok();
+    match i.mnemonic() {
+        Mnemonic::Ret => How::Branch,
+        Mnemonic::Jmp | Mnemonic::Call if !near => {
+            let fine = i.op0_kind() == OpKind::Register || i.op0_kind() == OpKind::Memory && addressable(op, next);
+            if fine { How::Branch } else { How::Interpret }
+        }
+        _ if near && fits => How::Branch,
+        _ => How::Interpret,
+    }
+}
+
+/// Whether the instruction runs natively as far as its form tells.
+pub(super) fn is_native(i: &Instruction) -> bool {
+    native_form(i) != How::Interpret
+}
+
+pub(super) fn uses_memory(i: &Instruction) -> bool {
+    (0..i.op_count()).any(|n| i.op_kind(n) == OpKind::Memory)
+}
+
+fn native_form(i: &Instruction) -> How {
+    use Mnemonic as N;
+    let code = i.op_code();
+    match i.mnemonic() {
+        N::Jmp if i.is_jmp_short_or_near() || i.is_jmp_near_indirect() => How::Branch,
+        N::Call if i.is_call_near() || i.is_call_near_indirect() => How::Branch,
+        N::Ret if matches!(i.code(), iced_x86::Code::Retnq | iced_x86::Code::Retnq_imm16) => How::Branch,
+        N::Jrcxz => How::Branch,
+        N::Loop if i.code() == iced_x86::Code::Loop_rel8_64_RCX => How::Branch,
+        _ if i.is_jcc_short_or_near() => How::Branch,
+        N::Push if i.stack_pointer_increment() == -8 && i.op0_kind() != OpKind::Memory && !i.op0_register().is_segment_register() => {
+            How::Push
+        }
+        N::Pop if i.stack_pointer_increment() == 8 && i.op0_kind() == OpKind::Register && i.op0_register().is_gpr() => {
+            How::Pop
+        }
+        N::Leave if i.code() == iced_x86::Code::Leaveq => How::Leave,
+        N::Nop | N::Endbr64 | N::Endbr32 => How::Nothing,
+        N::Prefetchnta | N::Prefetcht0 | N::Prefetcht1 | N::Prefetcht2 | N::Prefetchw | N::Prefetch => How::Nothing,
+        N::Cbw | N::Cwde | N::Cdqe | N::Cwd | N::Cdq | N::Cqo | N::Clc | N::Stc | N::Cmc | N::Lahf | N::Sahf => How::Copy,
+        N::Pause | N::Lfence | N::Sfence | N::Mfence => How::Copy,
+        N::Lea if i.op0_register().size() >= 4 => How::Lea,
+        N::Mov if is_opcode_register(code.op0_kind()) => high_or(i, How::MovImmediate),
+        N::Bswap if i.op0_register().size() >= 4 => How::Bswap,
+        _ if is_plain(i) => plain_form(i),
+        _ => How::Interpret,
+    }
+}
+
+/// Registers AH, CH, DH, BH cannot be named together with a REX prefix: such instructions run natively as they are, or not at all.
+fn high_or(i: &Instruction, how: How) -> How {
+    let high = |r: Register| matches!(r, Register::AH | Register::CH | Register::DH | Register::BH);
+    let registers = (0..i.op_count()).filter(|&n| i.op_kind(n) == OpKind::Register).map(|n| i.op_register(n));
+    if !registers.clone().any(high) {
+        return how;
+    }
+    let in_place = |r: Register| {
+        use Register as R;
+        matches!(r.full_register(), R::RAX | R::RDX | R::RBX) || matches!(r, R::EBP | R::ESI | R::EDI | R::RBP | R::RSI | R::RDI)
+    };
+    if uses_memory(i) || !registers.clone().all(in_place) { How::Interpret } else { How::Copy }
+}
+
+fn is_opcode_register(kind: Kind) -> bool {
+    matches!(kind, Kind::r8_opcode | Kind::r16_opcode | Kind::r32_opcode | Kind::r64_opcode)
+}
+
+fn plain_form(i: &Instruction) -> How {
+    let code = i.op_code();
+    let kinds = (0..i.op_count()).map(|n| code.op_kind(n));
+    // Forms without ModRM: with an implied accumulator (in place), or with the register in the opcode.
+    let has_modrm = kinds.clone().any(|kind| {
+        matches!(
+            kind,
+            Kind::r8_or_mem | Kind::r16_or_mem | Kind::r32_or_mem | Kind::r64_or_mem | Kind::mem | Kind::r16_rm | Kind::r32_rm | Kind::r64_rm
+        )
+    });
+    if kinds.clone().any(|kind| is_opcode_register(kind) || kind == Kind::mem_offs) {
+        return How::Interpret;
+    }
+    if !has_modrm {
+        let accumulator = i.op0_kind() == OpKind::Register && i.op0_register().full_register() == Register::RAX;
+        return if accumulator && i.op_count() == 2 && i.op1_kind() != OpKind::Register { How::Copy } else { How::Interpret };
+    }
+    // A bit offset in a register reaches beyond the operand.
+    let bit_string = matches!(i.mnemonic(), Mnemonic::Bt | Mnemonic::Bts | Mnemonic::Btr | Mnemonic::Btc);
+    if bit_string && uses_memory(i) && i.op1_kind() == OpKind::Register {
+        return How::Interpret;
+    }
+    high_or(i, How::Rewrite)
+}
+
+/// Integer instructions on general-purpose registers and one memory operand, with no effect besides registers, memory and
+/// arithmetic flags.
+fn is_plain(i: &Instruction) -> bool {
+    use Mnemonic as N;
+    let general = (0..i.op_count()).all(|n| i.op_kind(n) != OpKind::Register || i.op_register(n).is_gpr());
+    if !general {
+        return false;
+    }
+    match i.mnemonic() {
+        N::Mov | N::Movzx | N::Movsx | N::Movsxd | N::Movbe => true,
+        N::Add | N::Or | N::Adc | N::Sbb | N::And | N::Sub | N::Xor | N::Cmp | N::Test => true,
+        N::Inc | N::Dec | N::Neg | N::Not | N::Mul | N::Imul => true,
+        N::Shl | N::Sal | N::Shr | N::Sar | N::Rol | N::Ror | N::Rcl | N::Rcr | N::Shld | N::Shrd => true,
+        N::Bt | N::Bts | N::Btr | N::Btc | N::Bsf | N::Bsr | N::Tzcnt | N::Lzcnt | N::Popcnt => true,
+        N::Xchg | N::Xadd | N::Cmpxchg | N::Crc32 | N::Adcx | N::Adox => true,
+        N::Andn | N::Bextr | N::Blsi | N::Blsmsk | N::Blsr | N::Bzhi | N::Pdep | N::Pext => true,
+        N::Rorx | N::Sarx | N::Shlx | N::Shrx | N::Mulx => true,
+        N::Seto | N::Setno | N::Setb | N::Setae | N::Sete | N::Setne | N::Setbe | N::Seta => true,
+        N::Sets | N::Setns | N::Setp | N::Setnp | N::Setl | N::Setge | N::Setle | N::Setg => true,
+        N::Cmovo | N::Cmovno | N::Cmovb | N::Cmovae | N::Cmove | N::Cmovne | N::Cmovbe | N::Cmova => true,
+        N::Cmovs | N::Cmovns | N::Cmovp | N::Cmovnp | N::Cmovl | N::Cmovge | N::Cmovle | N::Cmovg => true,
+        _ => false,
+    }
+}

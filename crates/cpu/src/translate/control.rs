@@ -1,0 +1,153 @@
+//! Branches, and how blocks hang together.
+//!
+//! A direct branch inside a page jumps to its target's code, bound when it is first taken. Everything else looks up its
+//! target's linear address in the jump cache, which is as valid as the TLB. Whatever can be part of a cycle (backward
+//! branches and looked-up ones) looks at the events word first.
+
+use iced_x86::{Mnemonic, OpKind};
+
+use super::asm::{Mem, reg::*};
+use super::block::{Insn, Translator};
+use super::{SiteKind, resident, spilled};
+use crate::jit::context::{at, table};
+
+impl Translator<'_> {
+    /// Goes on at an offset relative to the page, which may lie outside of it.
+    pub(super) fn go_to(&mut self, insn: &Insn, target: i64) {
+        if !(0..0x1000).contains(&target) {
+            self.asm.load(R15, &Mem::context(at!(page)));
+            self.asm.lea(true, R15, &Mem::base(R15, target as i32));
+            let undo = if insn.instruction.mnemonic() == Mnemonic::Call { 8 } else { 0 };
+            return self.look_up(insn, undo);
+        }
+        if target <= i64::from(insn.start) {
+            self.poll(target as u32);
+        }
+        let jump = self.asm.jmp_forward();
+        let patch = self.asm.field(jump);
+        self.stub(jump, self.trampolines.link, SiteKind::Link { patch, target: target as u32 });
+    }
+
+    /// Leaves if an event is pending.
+    fn poll(&mut self, target: u32) {
+        self.asm.load(RCX, &Mem::context(at!(events)));
+        self.asm.load32(RCX, &Mem::base(RCX, 0));
+        let quiet = self.asm.jrcxz();
+        let event = self.asm.jmp_forward();
+        self.stub(event, self.trampolines.event, SiteKind::Event { target });
+        self.asm.bind(quiet);
+    }
+
+    /// Goes to the linear address in R15. `undo` is to be added to RSP if the address turns out not to be canonical.
+    pub(super) fn look_up(&mut self, insn: &Insn, undo: i32) {
+        let jumps = table::jumps(self.access);
+        let kind = SiteKind::Branch { start: insn.start, undo };
+        self.asm.load(RCX, &Mem::context(at!(events)));
+        self.asm.load32(RCX, &Mem::base(RCX, 0));
+        let quiet = self.asm.jrcxz();
+        let event = self.asm.jmp_forward();
+        self.stub(event, self.trampolines.branch, kind);
+        self.asm.bind(quiet);
+        self.asm.movzx16(R14, R15);
+        self.asm.lea(true, R14, &Mem::indexed(R14, R14, 0, 0));
+        self.asm.load(RCX, &Mem::indexed(RSP, R14, 3, jumps));
+        self.asm.lea(true, RCX, &Mem::indexed(RCX, R15, 0, 0));
+        let hit = self.asm.jrcxz();
+        let miss = self.asm.jmp_forward();
+        self.stub(miss, self.trampolines.branch, kind);
+        self.asm.bind(hit);
+        self.asm.op_mem(false, &[0xff], 4, &Mem::indexed(RSP, R14, 3, jumps + 8));
+    }
+
+    /// Offset of a direct branch's target.
+    fn target(insn: &Insn) -> i64 {
+        i64::from(insn.next).wrapping_add(insn.op.imm as i64)
+    }
+
+    /// JMP, CALL, RET, Jcc, JRCXZ, LOOP. The block is over afterwards.
+    pub(super) fn branch(&mut self, insn: &Insn) {
+        let i = &insn.instruction;
+        match i.mnemonic() {
+            Mnemonic::Jmp if i.op0_kind() == OpKind::NearBranch64 => self.go_to(insn, Self::target(insn)),
+            Mnemonic::Jmp => {
+                self.indirect_target(insn);
+                self.look_up(insn, 0);
+            }
+            Mnemonic::Call if i.op0_kind() == OpKind::NearBranch64 => {
+                self.push_return(insn);
+                self.go_to(insn, Self::target(insn));
+            }
+            Mnemonic::Call => {
+                self.indirect_target(insn);
+                self.asm.store(&Mem::context(at!(scratch)), R15);
+                self.push_return(insn);
+                self.asm.load(R15, &Mem::context(at!(scratch)));
+                self.look_up(insn, 8);
+            }
+            Mnemonic::Ret => {
+                let size = 8 + (insn.op.imm & 0xffff) as i32;
+                self.asm.mov(R15, R13);
+                self.check(insn, 8, false);
+                self.asm.load(R15, &Self::operand());
+                self.asm.lea(true, R13, &Mem::base(R13, size));
+                self.look_up(insn, -size);
+            }
+            Mnemonic::Jrcxz | Mnemonic::Loop => {
+                if i.mnemonic() == Mnemonic::Loop {
+                    self.asm.lea(true, R12, &Mem::base(R12, -1));
+                }
+                self.asm.mov(RCX, R12);
+                let zero = self.asm.jrcxz();
+                let other = self.asm.jmp_forward();
+                self.asm.bind(zero);
+                let (target, next) = (Self::target(insn), i64::from(insn.next));
+                let (zero, other_target) = if i.mnemonic() == Mnemonic::Loop { (next, target) } else { (target, next) };
+                self.go_to(insn, zero);
+                self.asm.bind(other);
+                self.go_to(insn, other_target);
+            }
+            _ => self.conditional(insn),
+        }
+    }
+
+    fn conditional(&mut self, insn: &Insn) {
+        let condition = insn.instruction.condition_code() as u8;
+        // iced numbers the conditions from 1 in the order of their encodings.
+        let condition = condition.wrapping_sub(1) & 15;
+        let (target, next) = (Self::target(insn), i64::from(insn.next));
+        let forward = (0..0x1000).contains(&target) && target > i64::from(insn.start);
+        if forward {
+            let taken = self.asm.jcc_forward(condition);
+            let patch = self.asm.field(taken);
+            self.stub(taken, self.trampolines.link, SiteKind::Link { patch, target: target as u32 });
+            return self.go_to(insn, next);
+        }
+        let not_taken = self.asm.jcc_forward(condition ^ 1);
+        self.go_to(insn, target);
+        self.asm.bind(not_taken);
+        self.go_to(insn, next);
+    }
+
+    /// Target of an indirect JMP or CALL into R15.
+    fn indirect_target(&mut self, insn: &Insn) {
+        if insn.instruction.op0_kind() == OpKind::Register {
+            match resident(insn.op.r1) {
+                Some(host) => self.asm.mov(R15, host),
+                None => self.asm.load(R15, &spilled(insn.op.r1)),
+            }
+        } else {
+            self.address(insn);
+            self.check(insn, 8, false);
+            self.asm.load(R15, &Self::operand());
+        }
+    }
+
+    fn push_return(&mut self, insn: &Insn) {
+        self.asm.lea(true, R15, &Mem::base(R13, -8));
+        self.check(insn, 8, true);
+        self.asm.load(RCX, &Mem::context(at!(page)));
+        self.asm.lea(true, RCX, &Mem::base(RCX, insn.next as i32));
+        self.asm.store(&Self::operand(), RCX);
+        self.asm.mov(R13, R15);
+    }
+}

@@ -1,0 +1,90 @@
+//! The translator: from a run of guest instructions to host code that is mostly the same instructions.
+//!
+//! | file        | what it decides                                                             |
+//! |-------------|-----------------------------------------------------------------------------|
+//! | [`asm`]     | how host instructions are written                                           |
+//! | [`block`]   | where a block ends, and in what order its instructions are emitted           |
+//! | [`classify`]| which instructions run natively, and which in the interpreter                |
+//! | [`liveness`]| which arithmetic flags somebody may still read                               |
+//! | [`memory`]  | addresses and the inline TLB check                                          |
+//! | [`rewrite`] | a guest instruction with its registers and memory operand exchanged          |
+//! | [`control`] | branches, calls, returns, and how blocks hang together                       |
+//! | [`stack`]   | PUSH, POP, LEAVE                                                            |
+//!
+//! Registers: guest RAX, RDX, RBX, RBP, RSI, RDI, R8–R11 are in the host registers of the same name, guest RCX in R12, guest
+//! RSP in R13, guest R12–R15 in the context block. RCX, R14, R15 are scratch, RSP points to the context block. Guest
+//! arithmetic flags are the host's.
+//!
+//! A block does not know its linear address, only its offset in the page, so that it serves every mapping of the page: the
+//! address of the page that runs is in the context block.
+//!
+//! Where the flags before an instruction are dead (a later instruction of the block overwrites them unread), a memory access
+//! may destroy them; if that access faults, the arithmetic flags in the exception's frame are not those of the real CPU.
+//! Nothing but the handler could see them.
+
+pub(crate) mod asm;
+pub(crate) mod block;
+mod classify;
+mod control;
+mod liveness;
+mod memory;
+mod rewrite;
+mod stack;
+
+use crate::decode::Op;
+
+/// A place where emitted code calls a trampoline, and why. Offsets are relative to the page of the block.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Site {
+    pub(crate) kind: SiteKind,
+    /// Access mode that the block was made for.
+    pub(crate) access: u8,
+    pub(crate) block: u32,
+}
+
+/// See [`Site`].
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum SiteKind {
+    /// An operation for the interpreter.
+    Op {
+        op: Op,
+        /// Offset of the instruction.
+        start: u32,
+        /// Arena offset of the code behind the instruction.
+        resume: u32,
+        /// The instruction ends its block.
+        ends: bool,
+        /// The linear address of a memory access is in the context block.
+        memory: bool,
+    },
+    /// A direct branch inside the page.
+    Link {
+        /// Arena offset of the branch's displacement.
+        patch: u32,
+        target: u32,
+    },
+    /// An indirect branch: the target is in the context block.
+    Branch {
+        /// Offset of the instruction.
+        start: u32,
+        /// To be added to RSP if the target turns out to be impossible.
+        undo: i32,
+    },
+    /// An event interrupts a loop; execution goes on at an offset.
+    Event { target: u32 },
+}
+
+/// Host register of a guest register, if it has one.
+pub(crate) fn resident(guest: u8) -> Option<u8> {
+    match guest {
+        1 => Some(asm::reg::R12),
+        4 => Some(asm::reg::R13),
+        0..=11 => Some(guest),
+        _ => None,
+    }
+}
+
+/// The context field of a guest register without a host register.
+pub(crate) fn spilled(guest: u8) -> asm::Mem {
+    asm::Mem::context(crate::jit::context::at!(r12) + 8 * (i32::from(guest & 15) - 12))
+}

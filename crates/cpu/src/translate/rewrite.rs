@@ -1,0 +1,305 @@
+//! A guest instruction with its register numbers and its memory operand exchanged for the host's; opcode, operand size and
+//! immediate stay as they are.
+
+use iced_x86::{InstructionInfoOptions, Mnemonic, OpAccess, OpCodeOperandKind as Kind, OpKind, Register};
+
+use super::asm::{Mem, reg::*};
+use super::block::{Insn, Translator};
+use super::classify::uses_memory;
+use super::{resident, spilled};
+
+/// The pieces of an encoded instruction.
+struct Encoding<'a> {
+    /// 66, F2 or F3, F0 as far as present.
+    prefixes: Vec<u8>,
+    rex: Option<u8>,
+    /// Second and third byte of a three-byte VEX prefix.
+    vex: Option<(u8, u8)>,
+    /// Without a VEX prefix including 0F, 0F 38, 0F 3A.
+    opcode: &'a [u8],
+    modrm: u8,
+    immediate: &'a [u8],
+}
+
+/// The ModRM.rm operand.
+enum Rm {
+    Register(u8),
+    Memory(Mem),
+}
+
+/// Which operand a register field of the encoding is.
+#[derive(Clone, Copy, Default)]
+struct Fields {
+    reg: Option<u32>,
+    rm: Option<u32>,
+    vvvv: Option<u32>,
+}
+
+fn parse<'a>(bytes: &'a [u8], insn: &Insn) -> Encoding<'a> {
+    let mut prefixes = Vec::new();
+    let mut rex = None;
+    let mut at = 0;
+    loop {
+        match bytes[at] {
+            byte @ (0x66 | 0xf2 | 0xf3 | 0xf0) => {
+                if !prefixes.contains(&byte) {
+                    prefixes.push(byte);
+                }
+                rex = None;
+            }
+            0x67 | 0x26 | 0x2e | 0x36 | 0x3e | 0x64 | 0x65 => rex = None,
+            byte @ 0x40..=0x4f => rex = Some(byte),
+            _ => break,
+        }
+        at += 1;
+    }
+    let mut vex = None;
+    let start = match bytes[at] {
+        0xc4 => {
+            vex = Some((bytes[at + 1], bytes[at + 2]));
+            at + 3
+        }
+        0xc5 => {
+            vex = Some((bytes[at + 1] & 0x80 | 0x61, bytes[at + 1] & 0x7f));
+            at + 2
+        }
+        _ => at,
+    };
+    let length = match (vex.is_some(), bytes[start], bytes.get(start + 1)) {
+        (false, 0x0f, Some(0x38 | 0x3a)) => 3,
+        (false, 0x0f, _) => 2,
+        _ => 1,
+    };
+    let immediate = if insn.offsets.has_immediate() { insn.offsets.immediate_offset() } else { bytes.len() };
+    Encoding {
+        prefixes,
+        rex,
+        vex,
+        opcode: &bytes[start..start + length],
+        modrm: bytes[start + length],
+        immediate: &bytes[immediate..],
+    }
+}
+
+fn fields(insn: &Insn) -> Fields {
+    let mut fields = Fields::default();
+    let code = insn.instruction.op_code();
+    for n in 0..insn.instruction.op_count() {
+        match code.op_kind(n) {
+            Kind::r8_reg | Kind::r16_reg | Kind::r32_reg | Kind::r64_reg => fields.reg = Some(n),
+            Kind::r32_vvvv | Kind::r64_vvvv => fields.vvvv = Some(n),
+            Kind::r8_or_mem | Kind::r16_or_mem | Kind::r32_or_mem | Kind::r64_or_mem => fields.rm = Some(n),
+            Kind::r16_rm | Kind::r32_rm | Kind::r64_rm => fields.rm = Some(n),
+            _ => {}
+        }
+    }
+    fields
+}
+
+fn number(register: Register) -> u8 {
+    register.full_register().number() as u8
+}
+
+fn writes(access: OpAccess) -> bool {
+    matches!(access, OpAccess::Write | OpAccess::CondWrite | OpAccess::ReadWrite | OpAccess::ReadCondWrite)
+}
+
+/// A spilled register on its way through a scratch register.
+struct Borrowed {
+    guest: u8,
+    host: u8,
+    written: bool,
+}
+
+impl Translator<'_> {
+    fn access_of(&mut self, insn: &Insn, operand: u32) -> OpAccess {
+        let options = InstructionInfoOptions::NO_MEMORY_USAGE | InstructionInfoOptions::NO_REGISTER_USAGE;
+        self.info.info_options(&insn.instruction, options).op_access(operand)
+    }
+
+    /// Emits an instruction with a ModRM byte.
+    pub(super) fn rewrite(&mut self, insn: &Insn) {
+        let bytes = self.bytes;
+        let encoding = parse(&bytes[insn.at..insn.at + usize::from(insn.op.len)], insn);
+        let fields = fields(insn);
+        let i = &insn.instruction;
+        let counts_in_cl = (0..i.op_count()).any(|n| i.op_code().op_kind(n) == Kind::cl);
+        let memory = uses_memory(i);
+        let mut pool: Vec<u8> = Vec::with_capacity(3);
+        if memory {
+            let operand = (0..i.op_count()).find(|&n| i.op_kind(n) == OpKind::Memory).unwrap_or(0);
+            let write = writes(self.access_of(insn, operand));
+            self.address(insn);
+            self.check(insn, i.memory_size().size() as u32, write);
+        } else {
+            pool.extend([R14, R15]);
+        }
+        if counts_in_cl {
+            self.asm.mov32(RCX, R12);
+        } else {
+            pool.push(RCX);
+        }
+        let mut place = Self::operand();
+        let mut borrowed: Vec<Borrowed> = Vec::with_capacity(3);
+        let mut in_memory = None;
+        if let (false, Some(n)) = (memory, fields.rm)
+            && resident(number(i.op_register(n))).is_none()
+            && may_be_memory(i.mnemonic(), fields)
+        {
+            place = spilled(number(i.op_register(n)));
+            in_memory = Some(n);
+        }
+        let wanted = [fields.reg, fields.vvvv, if memory || in_memory.is_some() { None } else { fields.rm }];
+        for n in wanted.into_iter().flatten() {
+            let guest = number(i.op_register(n));
+            if resident(guest).is_some() || borrowed.iter().any(|b| b.guest == guest) {
+                if let Some(b) = borrowed.iter().position(|b| b.guest == guest) {
+                    borrowed[b].written |= writes(self.access_of(insn, n));
+                }
+                continue;
+            }
+            let host = pool.pop().unwrap_or_else(|| {
+                // Only with a memory operand: make its address one register.
+                self.asm.lea(true, R15, &place);
+                place = Mem::base(R15, 0);
+                R14
+            });
+            let access = self.access_of(insn, n);
+            if access != OpAccess::Write || i.op_register(n).size() < 4 {
+                self.asm.load(host, &spilled(guest));
+            }
+            borrowed.push(Borrowed { guest, host, written: writes(access) });
+        }
+        let map = |n: u32| {
+            let guest = number(i.op_register(n));
+            borrowed.iter().find(|b| b.guest == guest).map_or_else(|| resident(guest).unwrap_or(0), |b| b.host)
+        };
+        let reg = fields.reg.map_or(encoding.modrm >> 3 & 7, map);
+        let vvvv = fields.vvvv.map(map);
+        let rm = match fields.rm {
+            Some(n) if !memory && in_memory.is_none() => Rm::Register(map(n)),
+            _ => Rm::Memory(place),
+        };
+        self.encode(&encoding, reg, vvvv, &rm);
+        for b in borrowed.iter().filter(|b| b.written) {
+            self.asm.store(&spilled(b.guest), b.host);
+        }
+        if let Some(n) = in_memory
+            && i.op_register(n).size() == 4
+            && writes(self.access_of(insn, n))
+        {
+            self.clear_upper_half(number(i.op_register(n)));
+        }
+    }
+
+    /// A 32-bit result clears the upper half of its register.
+    fn clear_upper_half(&mut self, guest: u8) {
+        let field = spilled(guest);
+        self.asm.op_mem(false, &[0xc7], 0, &Mem::context(field.disp + 4));
+        self.asm.u32(0);
+    }
+
+    fn encode(&mut self, encoding: &Encoding<'_>, reg: u8, vvvv: Option<u8>, rm: &Rm) {
+        let (x, b) = match rm {
+            Rm::Register(r) => (0, r >> 3),
+            Rm::Memory(mem) => (mem.index.map_or(0, |(r, _)| r >> 3), mem.base.map_or(0, |r| r >> 3)),
+        };
+        self.asm.put(&encoding.prefixes);
+        if let Some((second, third)) = encoding.vex {
+            let inverted = (!reg >> 3 & 1) << 7 | (!x & 1) << 6 | (!b & 1) << 5;
+            let third = vvvv.map_or(third, |v| third & 0x87 | (!v & 15) << 3);
+            self.asm.put(&[0xc4, inverted | second & 0x1f, third]);
+        } else {
+            let bits = encoding.rex.unwrap_or(0) & 8 | (reg >> 3 & 1) << 2 | x << 1 | b;
+            if bits != 0 || encoding.rex.is_some() {
+                self.asm.u8(0x40 | bits);
+            }
+        }
+        self.asm.put(encoding.opcode);
+        match rm {
+            Rm::Register(r) => self.asm.u8(0xc0 | (reg & 7) << 3 | r & 7),
+            Rm::Memory(mem) => self.asm.modrm(reg, mem),
+        }
+        self.asm.put(encoding.immediate);
+    }
+
+    /// LEA with a destination of 32 or 64 bits.
+    pub(super) fn lea(&mut self, insn: &Insn) {
+        let wide = insn.instruction.op0_register().size() == 8;
+        let target = resident(insn.op.r1).unwrap_or(R15);
+        let terms = self.terms(&insn.op, insn.next);
+        if insn.op.asize == 4 && wide {
+            // The sum is cut to 32 bits, which a 32-bit LEA does.
+            let mem = Mem { base: terms.base, index: terms.index, disp: terms.disp };
+            self.asm.lea(false, target, &mem);
+        } else {
+            if terms.base.is_none() && terms.index.is_none() {
+                self.asm.mov_imm(target, if wide { insn.op.disp } else { insn.op.disp & 0xffff_ffff });
+            } else {
+                let mem = Mem { base: terms.base, index: terms.index, disp: terms.disp };
+                self.asm.lea(wide, target, &mem);
+            }
+        }
+        if target == R15 {
+            self.asm.store(&spilled(insn.op.r1), R15);
+        }
+    }
+
+    /// MOV of an immediate to a register by the opcodes B0 and B8.
+    pub(super) fn mov_immediate(&mut self, insn: &Insn) {
+        let size = insn.instruction.op0_register().size();
+        let value = insn.op.imm;
+        let host = resident(insn.op.r1);
+        match size {
+            8 | 4 => {
+                let value = if size == 4 { value & 0xffff_ffff } else { value };
+                self.asm.mov_imm(host.unwrap_or(RCX), value);
+                if host.is_none() {
+                    self.asm.store(&spilled(insn.op.r1), RCX);
+                }
+            }
+            2 => {
+                self.asm.u8(0x66);
+                match host {
+                    Some(r) => self.asm.op_reg(false, &[0xc7], 0, r),
+                    None => self.asm.op_mem(false, &[0xc7], 0, &spilled(insn.op.r1)),
+                }
+                self.asm.put(&(value as u16).to_le_bytes());
+            }
+            _ => {
+                match host {
+                    Some(r) => {
+                        // REX even without bits: SPL, BPL, SIL, DIL.
+                        self.asm.put(&[0x40 | r >> 3, 0xc6, 0xc0 | r & 7]);
+                    }
+                    None => self.asm.op_mem(false, &[0xc6], 0, &spilled(insn.op.r1)),
+                }
+                self.asm.u8(value as u8);
+            }
+        }
+    }
+
+    /// BSWAP.
+    pub(super) fn bswap(&mut self, insn: &Insn) {
+        let wide = insn.instruction.op0_register().size() == 8;
+        let host = self.in_register(insn.op.r1, RCX);
+        let rex = u8::from(wide) << 3 | host >> 3;
+        if rex != 0 {
+            self.asm.u8(0x40 | rex);
+        }
+        self.asm.put(&[0x0f, 0xc8 | host & 7]);
+        if resident(insn.op.r1).is_none() {
+            self.asm.store(&spilled(insn.op.r1), host);
+        }
+    }
+}
+
+/// Whether the r/m operand may be the context field of a register instead of the register.
+fn may_be_memory(mnemonic: Mnemonic, fields: Fields) -> bool {
+    match mnemonic {
+        // XCHG would lock; a failing CMPXCHG would not clear the upper half.
+        Mnemonic::Xchg | Mnemonic::Xadd | Mnemonic::Cmpxchg => false,
+        Mnemonic::Bt | Mnemonic::Bts | Mnemonic::Btr | Mnemonic::Btc => fields.reg.is_none(),
+        _ => true,
+    }
+}
