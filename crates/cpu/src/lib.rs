@@ -17,6 +17,7 @@
 //! nothing but what the manuals allow (partial string operations, accessed and dirty bits).
 
 pub mod cache;
+mod check;
 pub mod decode;
 pub mod environment;
 pub mod event;

@@ -273,10 +273,17 @@ impl Vcpu {
 
     /// Runs a block, or its first instruction only.
     fn execute(&mut self, single: bool) -> Step {
-        let translated = !single && self.jit.is_some();
-        if translated && let Some(result) = self.run_translated() {
+        if !single
+            && self.jit.is_some()
+            && let Some(result) = self.run_translated()
+        {
             return result;
         }
+        self.interpret(single)
+    }
+
+    /// As [`Vcpu::execute`], in the interpreter unless the block has become hot.
+    pub(crate) fn interpret(&mut self, single: bool) -> Step {
         let block = match self.fetch()? {
             Code::Cached(block) => block,
             Code::Uncached(op) => {
@@ -286,7 +293,7 @@ impl Vcpu {
                 return self.run_op(&op);
             }
         };
-        if translated
+        if !single
             && self.heat(block)
             && let Some(result) = self.run_translated()
         {

@@ -58,6 +58,12 @@ impl Blocks {
         self.list.get(number as usize)
     }
 
+    /// Defined flags and number of instructions of the block with an entry.
+    pub(crate) fn at_entry(&self, entry: u32) -> Option<(u64, u32)> {
+        let index = self.list.binary_search_by_key(&entry, |block| block.entry).ok()?;
+        self.list.get(index).map(|block| (block.defined, block.instructions))
+    }
+
     /// The number of the next block.
     pub(crate) fn next(&self) -> u32 {
         self.list.len() as u32

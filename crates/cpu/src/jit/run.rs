@@ -111,7 +111,27 @@ impl Vcpu {
         }
         self.drop_stale_code();
         let code = self.translated_code()?;
+        if self.checking() {
+            return self.enter_checked(code);
+        }
         Some(self.enter(code))
+    }
+
+    /// Runs one block, every n-th time after the interpreter has run it. `None` if the interpreter is to run alone.
+    fn enter_checked(&mut self, code: u64) -> Option<Step> {
+        let jit = self.jit.as_mut()?;
+        jit.checks += 1;
+        if jit.checks < jit.options.check {
+            return Some(self.enter(code));
+        }
+        jit.checks = 0;
+        let offset = (code as usize).wrapping_sub(jit.arena.address(0) as usize);
+        let (defined, instructions) = jit.blocks.at_entry(offset as u32)?;
+        let expected = self.rehearse(instructions)?;
+        let outcome = self.enter(code);
+        self.jit.as_mut()?.counters.checked += 1;
+        self.compare(&expected, defined, instructions, outcome);
+        Some(outcome)
     }
 
     fn enter(&mut self, code: u64) -> Step {
@@ -224,7 +244,9 @@ impl Vcpu {
         let jit = self.jit.as_ref()?;
         let code = jit.arena.address(jit.blocks.find(&key)?.1.entry) as u64;
         let access = self.tlb.mode() as usize;
-        self.tlb.remember_jump(access, rip, code, global, key.second != ONE_PAGE);
+        if !self.checking() {
+            self.tlb.remember_jump(access, rip, code, global, key.second != ONE_PAGE);
+        }
         Some(code)
     }
 

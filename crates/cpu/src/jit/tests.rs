@@ -377,3 +377,17 @@ fn branches_between_pages_and_instructions_across_them() {
         assert_eq!(expected.vcpu.rip(), machine.vcpu.rip());
     }
 }
+
+#[test]
+fn the_checker_agrees_with_good_code() {
+    let mut random = Random(77);
+    for _ in 0..20 {
+        let mut code = random_steps(&mut random).concat();
+        code.push(0xf4);
+        let mut machine = prepare(&code, 5);
+        let options = TranslatorOptions { cache_bytes: 4 << 20, threshold: 1, check: 1 };
+        machine.vcpu.set_translator(Some(options)).expect("this host runs translated code");
+        run(&mut machine);
+        assert!(counters(&machine).checked > 0);
+    }
+}

@@ -263,7 +263,7 @@ impl Vcpu {
             let code = self.memory.pages().holds_code(page);
             let entry = Entry {
                 read: Tlb::tag(linear, found.readable && !watched),
-                write: Tlb::tag(linear, found.writable && !watched && !code),
+                write: Tlb::tag(linear, found.writable && !watched && !code && self.check.is_none()),
                 exec: Tlb::tag(linear, found.executable),
                 addend: (self.memory.base() as u64).wrapping_add(page).wrapping_sub(linear & !0xfff),
                 phys: page,
@@ -278,6 +278,9 @@ impl Vcpu {
         if self.memory.read(gpa, bytes).is_ok() {
             return;
         }
+        if self.refuses_bus_access() {
+            return;
+        }
         for (offset, len) in bus_pieces(gpa, bytes.len()) {
             self.fpu.park();
             let value = self.env.mmio_read(gpa + offset as u64, len as u8);
@@ -286,6 +289,7 @@ impl Vcpu {
     }
 
     fn write_physical(&mut self, gpa: u64, bytes: &[u8]) {
+        self.note_checked_write(gpa, bytes.len() as u64);
         // One store per aligned scalar, so that other vCPUs never see half of it.
         if let Ok(at) = self.memory.host_address(gpa, bytes.len() as u64) {
             match bytes.len() {
@@ -302,6 +306,9 @@ impl Vcpu {
                 // The rest of the block may just have been overwritten.
                 self.block_end = 0;
             }
+            return;
+        }
+        if self.refuses_bus_access() {
             return;
         }
         for (offset, len) in bus_pieces(gpa, bytes.len()) {
@@ -328,6 +335,7 @@ impl Vcpu {
             self.store(linear, update(old))?;
             return Ok(old);
         };
+        self.note_checked_write(gpa, T::BYTES);
         // SAFETY: host_address checked the range.
         let old = unsafe { atomic::update::<T>(at, &mut update) };
         if self.memory.pages().note_write(gpa, T::BYTES) {
@@ -344,6 +352,7 @@ impl Vcpu {
         let Ok(at) = self.memory.host_address(gpa, 16) else {
             return self.bus_exchange_16(linear, expected, new);
         };
+        self.note_checked_write(gpa, 16);
         // SAFETY: host_address checked the range, and callers check the alignment.
         let old = unsafe { atomic::exchange_16(at, expected, new) };
         if self.memory.pages().note_write(gpa, 16) {

@@ -132,6 +132,8 @@ pub struct Vcpu {
 
     /// The translator, if it is on.
     pub(crate) jit: Option<Box<crate::jit::Jit>>,
+    /// Set while the interpreter runs for comparison with translated code.
+    pub(crate) check: Option<Box<crate::check::Log>>,
     pub(crate) cache: BlockCache,
     pub(crate) memory: GuestMemory,
     pub(crate) env: Arc<dyn Environment>,
@@ -329,6 +331,7 @@ impl Vcpu {
             msrs: Msrs::default(),
             fpu: Box::default(),
             jit: None,
+            check: None,
             cache: BlockCache::new(),
             memory,
             env,

@@ -106,6 +106,9 @@ pub(crate) fn translate(
         };
         insn.live = live;
     }
+    let undefined = insns.iter().fold(0, |undefined, insn| {
+        undefined & !liveness::overwritten(&insn.instruction) | insn.instruction.rflags_undefined()
+    });
     let mut translator = Translator {
         asm: Asm::new(request.arena),
         bytes: request.bytes,
@@ -122,7 +125,7 @@ pub(crate) fn translate(
     };
     let direct = translator.emit(request.start, &insns, complete);
     let (code, sites) = translator.finish();
-    Some(Translation { code, direct, sites, instructions: insns.len() as u32, defined: rflags_of(end_live) })
+    Some(Translation { code, direct, sites, instructions: insns.len() as u32, defined: rflags_of(end_live & !undefined) })
 }
 
 /// Decodes up to the end of the block; whether its last instruction ends it by itself.

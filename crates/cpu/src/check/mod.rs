@@ -1,0 +1,154 @@
+//! The lock-step checker: a translated block is run by the interpreter first, its effects are taken back, and then the
+//! translated code runs; both must end alike.
+//!
+//! While the interpreter runs for comparison, no page can be written on the fast path, so that every write passes
+//! [`Vcpu::note_checked_write`]; an access to anything but RAM ends the comparison, because it cannot be taken back.
+//! Meant for one vCPU: what others write meanwhile shows up as differences.
+
+use std::fmt::Write as _;
+
+use crate::state::flags::Flags;
+use crate::state::{RIP, Shadow};
+use crate::{Step, Trap, Vcpu};
+
+/// What the interpreter has written, to be taken back.
+#[derive(Default)]
+pub(crate) struct Log {
+    /// Guest-physical address and bytes before.
+    writes: Vec<(u64, Vec<u8>)>,
+    /// Something was touched that cannot be taken back.
+    aborted: bool,
+}
+
+/// The state that code of a block changes.
+#[derive(Clone, Copy)]
+struct Snapshot {
+    regs: [u64; 32],
+    flags: Flags,
+    fault_address: u64,
+}
+
+/// What the interpreter made of a block.
+pub(crate) struct Expected {
+    before: Snapshot,
+    after: Snapshot,
+    outcome: Step,
+    /// Guest-physical address and bytes afterwards.
+    memory: Vec<(u64, Vec<u8>)>,
+}
+
+impl Vcpu {
+    /// Notes that `len` bytes at `gpa` are about to be written, if the interpreter runs for comparison.
+    #[inline(always)]
+    pub(crate) fn note_checked_write(&mut self, gpa: u64, len: u64) {
+        if self.check.is_some() {
+            self.note_checked_write_slow(gpa, len);
+        }
+    }
+
+    #[cold]
+    fn note_checked_write_slow(&mut self, gpa: u64, len: u64) {
+        let mut before = vec![0; len as usize];
+        let read = self.memory.read(gpa, &mut before).is_ok();
+        let code = self.memory.pages().holds_code(gpa) || self.memory.pages().holds_code(gpa.wrapping_add(len - 1));
+        if let Some(log) = self.check.as_mut() {
+            log.aborted |= !read || code;
+            log.writes.push((gpa, before));
+        }
+    }
+
+    /// Whether an access outside RAM must not happen because the interpreter runs for comparison.
+    #[inline]
+    pub(crate) fn refuses_bus_access(&mut self) -> bool {
+        if let Some(log) = self.check.as_mut() {
+            log.aborted = true;
+        }
+        self.check.is_some()
+    }
+
+    fn snapshot(&self) -> Snapshot {
+        Snapshot { regs: self.regs, flags: self.flags, fault_address: self.fault_address }
+    }
+
+    /// Runs `count` instructions in the interpreter and takes their effects back. `None` if they cannot be compared.
+    pub(crate) fn rehearse(&mut self, count: u32) -> Option<Expected> {
+        let before = self.snapshot();
+        self.tlb.flush_writes();
+        self.check = Some(Box::default());
+        let mut outcome = Ok(());
+        for _ in 0..count {
+            outcome = self.interpret(true);
+            if outcome.is_err() || self.check.as_ref().is_none_or(|log| log.aborted) {
+                break;
+            }
+        }
+        let log = self.check.take()?;
+        let after = self.snapshot();
+        let memory = log.writes.iter().map(|(gpa, old)| (*gpa, self.bytes_at(*gpa, old.len()))).collect();
+        for (gpa, old) in log.writes.iter().rev() {
+            let _ = self.memory.write(*gpa, old);
+        }
+        (self.regs, self.flags, self.fault_address) = (before.regs, before.flags, before.fault_address);
+        let special = self.shadow != Shadow::None || self.attention != 0;
+        (!log.aborted && !special).then_some(Expected { before, after, outcome, memory })
+    }
+
+    fn bytes_at(&self, gpa: u64, len: usize) -> Vec<u8> {
+        let mut bytes = vec![0; len];
+        let _ = self.memory.read(gpa, &mut bytes);
+        bytes
+    }
+
+    /// Compares the state after translated code with the interpreter's. Nothing else can be trusted after a difference, so it
+    /// ends the program.
+    pub(crate) fn compare(&mut self, expected: &Expected, defined: u64, instructions: u32, outcome: Step) {
+        let mut found = String::new();
+        for r in (0..16).chain([RIP]) {
+            let (want, got) = (expected.after.regs[r], self.regs[r]);
+            if want != got {
+                let _ = writeln!(found, "register {r}: interpreter {want:#x}, translated {got:#x}");
+            }
+        }
+        let fault = matches!(expected.outcome, Err(Trap::Fault(_)));
+        let mask = if fault { 0 } else { defined };
+        let (want, got) = (expected.after.flags.value() & mask, self.flags.value() & mask);
+        if want != got {
+            let _ = writeln!(found, "flags: interpreter {want:#x}, translated {got:#x}");
+        }
+        if expected.outcome != outcome {
+            let _ = writeln!(found, "outcome: interpreter {:?}, translated {outcome:?}", expected.outcome);
+        }
+        // A place that was written twice is compared with its last value.
+        for (i, (gpa, want)) in expected.memory.iter().enumerate() {
+            let got = self.bytes_at(*gpa, want.len());
+            if got != *want {
+                let _ = writeln!(found, "write {i} at {gpa:#x}: interpreter {want:x?}, translated {got:x?}");
+            }
+        }
+        if !found.is_empty() {
+            self.report(expected, instructions, &found);
+        }
+    }
+
+    fn report(&mut self, expected: &Expected, instructions: u32, found: &str) {
+        let rip = expected.before.regs[RIP];
+        let mut text = format!("translated code differs from the interpreter in the block at {rip:#x}\n{found}before:");
+        for (r, value) in expected.before.regs[..16].iter().enumerate() {
+            let _ = write!(text, " r{r}={value:#x}");
+        }
+        let _ = writeln!(text, " rflags={:#x}", expected.before.flags.value());
+        let mut bytes = [0; 512];
+        self.regs[RIP] = rip;
+        let phys = self.resolve(rip, crate::mmu::Access::Execute).unwrap_or(0);
+        let _ = self.memory.read(phys, &mut bytes);
+        let decoder = iced_x86::Decoder::with_ip(self.mode.code_bits(), &bytes, rip, iced_x86::DecoderOptions::NONE);
+        let mut formatter = iced_x86::IntelFormatter::new();
+        for instruction in decoder.into_iter().take(instructions as usize) {
+            let _ = write!(text, "{:#x}: ", instruction.ip());
+            iced_x86::Formatter::format(&mut formatter, &instruction, &mut text);
+            text.push('\n');
+        }
+        eprintln!("{text}");
+        std::process::abort();
+    }
+}
