@@ -439,6 +439,11 @@ impl Vcpu {
         if let Some(jit) = self.jit.as_mut() {
             jit.counters.branches += 1;
         }
+        if site.block == STALE.block {
+            let access = self.tlb.mode() as usize;
+            self.tlb.forget_jump(access, rip);
+            return self.next_code();
+        }
         if !is_canonical(rip)
             && let SiteKind::Branch { start, undo } = site.kind
         {

@@ -228,6 +228,13 @@ impl Tables {
         self.jump_info[slot] = info | u8::from(global);
     }
 
+    /// Drops the entry for `rip`.
+    pub(crate) fn forget(&mut self, mode: usize, rip: u64) {
+        if self.find_jump(mode, rip) != 0 {
+            self.forget_jump(mode * ENTRIES + (rip as usize & (ENTRIES - 1)));
+        }
+    }
+
     /// Makes [`Tables::flush_page`] of this page empty the jump caches.
     pub(crate) fn watch_page(&mut self, linear: u64) {
         let page = Self::page_bit(linear);

@@ -212,6 +212,13 @@ impl Tlb {
         }
     }
 
+    /// Makes emitted code look up `rip` anew.
+    pub(crate) fn forget_jump(&mut self, access: usize, rip: u64) {
+        if let Some(tables) = self.tables.as_mut() {
+            tables.forget(access, rip);
+        }
+    }
+
     /// Makes emitted code look up every branch anew.
     pub(crate) fn forget_jumps(&mut self) {
         if let Some(tables) = self.tables.as_mut() {
