@@ -73,7 +73,7 @@ impl Vcpu {
     /// Runs `count` instructions in the interpreter and takes their effects back. `None` if they cannot be compared.
     pub(crate) fn rehearse(&mut self, count: u32) -> Option<Expected> {
         let before = self.snapshot();
-        self.tlb.flush_writes();
+        self.tlb.exchange();
         self.check = Some(Box::default());
         let mut outcome = Ok(());
         for _ in 0..count {
@@ -82,6 +82,7 @@ impl Vcpu {
                 break;
             }
         }
+        self.tlb.exchange();
         let log = self.check.take()?;
         let after = self.snapshot();
         let memory = log.writes.iter().map(|(gpa, old)| (*gpa, self.bytes_at(*gpa, old.len()))).collect();

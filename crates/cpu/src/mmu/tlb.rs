@@ -54,12 +54,15 @@ pub(crate) struct Tlb {
     slots: Vec<u16>,
     /// The tables of emitted code, filled and flushed together with these.
     tables: Option<Tables>,
+    /// Another set of entries, and the generation it belongs to; see [`Tlb::exchange`].
+    spare: Option<(Box<[[Entry; ENTRIES]; 4]>, Vec<u16>, u64)>,
+    exchanged: bool,
 }
 
 impl Tlb {
     pub(crate) fn new() -> Self {
         let entries = vec![[EMPTY; ENTRIES]; 4].try_into().unwrap_or_else(|_| unreachable!("four tables"));
-        Self { entries, mode: AccessMode::SupervisorAc, generation: 0, filled: false, large: false, slots: Vec::new(), tables: None }
+        Self { entries, mode: AccessMode::SupervisorAc, generation: 0, filled: false, large: false, slots: Vec::new(), tables: None, spare: None, exchanged: false }
     }
 
     /// The mode in force.
@@ -163,8 +166,11 @@ impl Tlb {
     /// Takes away the fast write permission of every entry that maps guest-physical page `phys`, because the page
     /// holds code from now on.
     pub(crate) fn protect_code(&mut self, phys: u64) {
-        for entry in self.entries.iter_mut().flatten().filter(|entry| entry.phys == phys) {
-            entry.write = INVALID;
+        for &slot in &self.slots {
+            let entry = &mut self.entries[usize::from(slot) / ENTRIES & 3][usize::from(slot) % ENTRIES];
+            if entry.phys == phys {
+                entry.write = INVALID;
+            }
         }
         if let Some(tables) = self.tables.as_mut() {
             tables.protect_code(phys);
@@ -173,10 +179,30 @@ impl Tlb {
 
     /// Takes away every fast write permission; the next write to each page looks again.
     pub(crate) fn flush_writes(&mut self) {
-        self.entries.iter_mut().flatten().for_each(|entry| entry.write = INVALID);
+        for &slot in &self.slots {
+            self.entries[usize::from(slot) / ENTRIES & 3][usize::from(slot) % ENTRIES].write = INVALID;
+        }
         if let Some(tables) = self.tables.as_mut() {
             tables.flush_writes();
         }
+    }
+
+    /// Changes over to another set of entries, and back: the interpreter uses its own when it runs for comparison, where no
+    /// entry allows writes. Emitted code sees neither its fills nor the change.
+    pub(crate) fn exchange(&mut self) {
+        let generation = self.generation;
+        let (entries, slots, made) = self.spare.get_or_insert_with(|| {
+            let entries = vec![[EMPTY; ENTRIES]; 4].try_into().unwrap_or_else(|_| unreachable!("four tables"));
+            (entries, Vec::new(), generation)
+        });
+        if !self.exchanged && std::mem::replace(made, generation) != generation {
+            for slot in slots.drain(..) {
+                entries[usize::from(slot) / ENTRIES & 3][usize::from(slot) % ENTRIES] = EMPTY;
+            }
+        }
+        std::mem::swap(entries, &mut self.entries);
+        std::mem::swap(slots, &mut self.slots);
+        self.exchanged ^= true;
     }
 
     /// Attaches or detaches the tables of emitted code.
@@ -193,6 +219,9 @@ impl Tlb {
     /// Gives emitted code the entry of the page of `linear`, if there is one.
     #[inline]
     pub(crate) fn mirror(&mut self, linear: u64) {
+        if self.exchanged {
+            return;
+        }
         let mode = self.mode as usize & 3;
         let entry = &self.entries[mode][(linear >> 12) as usize & (ENTRIES - 1)];
         let page = linear & !0xfff;
