@@ -86,6 +86,7 @@ impl Board {
             mmio: mmio.clone(),
             time: time.clone(),
             policy: Arc::new(AccessPolicy::new(policy(config)?, power.clone())),
+            translator: translator(config)?,
             power: power.clone(),
         };
         let vm = vmm::create(kind, &options)?;
@@ -203,6 +204,20 @@ fn policy(config: &Config) -> Result<PolicyOptions, MachineError> {
         verbose_msr: config.bool_or("x86.verbosemsr", false)?,
         amd: cpu::Features::host(cpu::features::Placement::single()).amd,
     })
+}
+
+/// `cpu.jit=false`, or `cpu.jit.cache` (bytes of translated code), `cpu.jit.check` (compare every n-th block with the
+/// interpreter) and `cpu.jit.threshold` (runs before a block is translated).
+fn translator(config: &Config) -> Result<Option<cpu::TranslatorOptions>, MachineError> {
+    if config.node("cpu.jit").is_none() && !config.bool_or("cpu.jit", true)? {
+        return Ok(None);
+    }
+    let usual = cpu::TranslatorOptions::default();
+    Ok(Some(cpu::TranslatorOptions {
+        cache_bytes: config.get_size("cpu.jit.cache")?.map_or(usual.cache_bytes, |size| size as usize),
+        threshold: config.get_int("cpu.jit.threshold", 1..=1000u16)?.unwrap_or(usual.threshold),
+        check: config.get_int("cpu.jit.check", 0..=u32::MAX)?.unwrap_or(usual.check),
+    }))
 }
 
 /// The devices of the ISA bus, and the host ends of the serial ports.

@@ -65,6 +65,8 @@ pub struct VmOptions {
     pub time: SharedTime,
     /// What happens on accesses that nobody answers.
     pub policy: Arc<AccessPolicy>,
+    /// The software CPU's translator; `None` leaves it to the interpreter.
+    pub translator: Option<cpu::TranslatorOptions>,
     /// Whom to tell when all vCPUs have halted for good.
     pub power: Arc<dyn PowerSink>,
 }

@@ -55,11 +55,6 @@ impl Arena {
         self.size - self.used >= len
     }
 
-    /// Bytes in use.
-    pub(crate) fn used(&self) -> usize {
-        self.used
-    }
-
     /// Appends code; it must have been made for [`Arena::next`], and fit.
     pub(crate) fn append(&mut self, code: &[u8]) {
         assert!(self.has_room(code.len() + 64), "the code arena was checked for room");

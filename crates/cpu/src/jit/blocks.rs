@@ -86,8 +86,7 @@ impl Blocks {
         self.by_key.insert(block.key, number);
         self.list.push(block);
         for &(address, tag) in pages {
-            let page =
-                self.pages.entry(address & !0xfff).or_insert(Page { tag, blocks: Vec::new(), rewrites: 0 });
+            let page = self.pages.entry(address & !0xfff).or_insert(Page { tag, blocks: Vec::new(), rewrites: 0 });
             page.tag = tag;
             page.blocks.push(number);
         }

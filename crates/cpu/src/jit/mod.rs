@@ -18,8 +18,6 @@ pub(crate) mod table;
 mod tests;
 pub(crate) mod trampoline;
 
-use std::collections::HashMap;
-
 use crate::Step;
 use crate::translate::{Site, SiteKind};
 use arena::Arena;
@@ -78,8 +76,6 @@ pub(crate) struct Jit {
     outcome: Step,
     fast_pext: bool,
     pub(crate) counters: TranslatorCounters,
-    /// Operations run from emitted code, by handler: for profiles.
-    pub(crate) profile: Option<HashMap<usize, u64>>,
     checks: u32,
 }
 

@@ -21,7 +21,9 @@ use crate::{Step, Trap, Vcpu};
 #[derive(thiserror::Error, Debug)]
 pub enum TranslatorError {
     /// No mapping for code or tables.
-    #[error("memory for translated code cannot be had: {0} (a policy may forbid executable mappings; switch the translator off)")]
+    #[error(
+        "memory for translated code cannot be had: {0} (a policy may forbid executable mappings; switch the translator off)"
+    )]
     Memory(#[from] rustix::io::Errno),
     /// Another architecture, or an x86 without BMI2.
     #[error("this host's CPU cannot run translated code (it takes an x86-64 with BMI2); switch the translator off")]
@@ -56,7 +58,6 @@ impl Jit {
             outcome: Ok(()),
             fast_pext,
             counters: TranslatorCounters::default(),
-            profile: std::env::var_os("BHYVE_JIT_PROFILE").map(|_| Default::default()),
             checks: 0,
         })
     }
@@ -375,9 +376,6 @@ impl Vcpu {
                 jit.counters.misses += 1;
             } else {
                 jit.counters.interpreted += 1;
-            }
-            if let Some(profile) = jit.profile.as_mut() {
-                *profile.entry(op.run as usize).or_default() += 1;
             }
         }
         self.block_end = usize::MAX;

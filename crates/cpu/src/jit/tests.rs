@@ -363,7 +363,7 @@ fn branches_between_pages_and_instructions_across_them() {
                 a.mov(ecx, 100)?;
                 a.set_label(&mut again)?;
                 a.add(rax, 0x1234_5678)?;
-                a.add(rdx, 0x1234_567)?;
+                a.add(rdx, 0x0123_4567)?;
                 a.xor(rax, rdx)?;
                 a.sub(rcx, 1)?;
                 a.jnz(again)?;

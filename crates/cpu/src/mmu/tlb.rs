@@ -40,9 +40,16 @@ pub(crate) struct Entry {
 
 const EMPTY: Entry = Entry { read: INVALID, write: INVALID, exec: INVALID, addend: 0, phys: u64::MAX, global: false };
 
+type Tables4 = Box<[[Entry; ENTRIES]; 4]>;
+
+/// Table and entry of a number in a list of filled slots.
+fn place(slot: u16) -> (usize, usize) {
+    ((usize::from(slot) / ENTRIES) & 3, usize::from(slot) % ENTRIES)
+}
+
 /// The tables of one vCPU.
 pub(crate) struct Tlb {
-    entries: Box<[[Entry; ENTRIES]; 4]>,
+    entries: Tables4,
     mode: AccessMode,
     /// Counts flushes; whatever was derived from a translation is valid while this stands still.
     generation: u64,
@@ -55,14 +62,24 @@ pub(crate) struct Tlb {
     /// The tables of emitted code, filled and flushed together with these.
     tables: Option<Tables>,
     /// Another set of entries, and the generation it belongs to; see [`Tlb::exchange`].
-    spare: Option<(Box<[[Entry; ENTRIES]; 4]>, Vec<u16>, u64)>,
+    spare: Option<(Tables4, Vec<u16>, u64)>,
     exchanged: bool,
 }
 
 impl Tlb {
     pub(crate) fn new() -> Self {
         let entries = vec![[EMPTY; ENTRIES]; 4].try_into().unwrap_or_else(|_| unreachable!("four tables"));
-        Self { entries, mode: AccessMode::SupervisorAc, generation: 0, filled: false, large: false, slots: Vec::new(), tables: None, spare: None, exchanged: false }
+        Self {
+            entries,
+            mode: AccessMode::SupervisorAc,
+            generation: 0,
+            filled: false,
+            large: false,
+            slots: Vec::new(),
+            tables: None,
+            spare: None,
+            exchanged: false,
+        }
     }
 
     /// The mode in force.
@@ -121,7 +138,7 @@ impl Tlb {
         self.generation += 1;
         if self.filled {
             for slot in self.slots.drain(..) {
-                self.entries[usize::from(slot) / ENTRIES & 3][usize::from(slot) % ENTRIES] = EMPTY;
+                self.entries[place(slot).0][place(slot).1] = EMPTY;
             }
             self.filled = false;
             self.large = false;
@@ -137,7 +154,7 @@ impl Tlb {
         if self.filled {
             let entries = &mut self.entries;
             self.slots.retain(|&slot| {
-                let entry = &mut entries[usize::from(slot) / ENTRIES & 3][usize::from(slot) % ENTRIES];
+                let entry = &mut entries[place(slot).0][place(slot).1];
                 if !entry.global {
                     *entry = EMPTY;
                 }
@@ -167,7 +184,7 @@ impl Tlb {
     /// holds code from now on.
     pub(crate) fn protect_code(&mut self, phys: u64) {
         for &slot in &self.slots {
-            let entry = &mut self.entries[usize::from(slot) / ENTRIES & 3][usize::from(slot) % ENTRIES];
+            let entry = &mut self.entries[place(slot).0][place(slot).1];
             if entry.phys == phys {
                 entry.write = INVALID;
             }
@@ -180,7 +197,7 @@ impl Tlb {
     /// Takes away every fast write permission; the next write to each page looks again.
     pub(crate) fn flush_writes(&mut self) {
         for &slot in &self.slots {
-            self.entries[usize::from(slot) / ENTRIES & 3][usize::from(slot) % ENTRIES].write = INVALID;
+            self.entries[place(slot).0][place(slot).1].write = INVALID;
         }
         if let Some(tables) = self.tables.as_mut() {
             tables.flush_writes();
@@ -197,7 +214,7 @@ impl Tlb {
         });
         if !self.exchanged && std::mem::replace(made, generation) != generation {
             for slot in slots.drain(..) {
-                entries[usize::from(slot) / ENTRIES & 3][usize::from(slot) % ENTRIES] = EMPTY;
+                entries[place(slot).0][place(slot).1] = EMPTY;
             }
         }
         std::mem::swap(entries, &mut self.entries);

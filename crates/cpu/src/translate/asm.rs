@@ -138,9 +138,6 @@ impl Asm {
     pub(crate) fn store(&mut self, mem: &Mem, r: u8) {
         self.op_mem(true, &[0x89], r, mem);
     }
-    pub(crate) fn store32(&mut self, mem: &Mem, r: u8) {
-        self.op_mem(false, &[0x89], r, mem);
-    }
     pub(crate) fn lea(&mut self, wide: bool, r: u8, mem: &Mem) {
         self.op_mem(wide, &[0x8d], r, mem);
     }

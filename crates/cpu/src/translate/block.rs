@@ -91,10 +91,7 @@ pub(crate) struct Translator<'a> {
 }
 
 /// Translates a block; `None` if its first instruction is not whole in `bytes`, or nothing can run natively when checking.
-pub(crate) fn translate(
-    request: &Request<'_>,
-    host_alu: &mut crate::interp::hostalu::HostAlu,
-) -> Option<Translation> {
+pub(crate) fn translate(request: &Request<'_>, host_alu: &mut crate::interp::hostalu::HostAlu) -> Option<Translation> {
     let (mut insns, complete) = decode_block(request, host_alu);
     let last = insns.last()?;
     let end_live = if complete { exit_liveness(last, request) } else { flags_at(i64::from(last.next), request) };
@@ -125,7 +122,13 @@ pub(crate) fn translate(
     };
     let direct = translator.emit(request.start, &insns, complete);
     let (code, sites) = translator.finish();
-    Some(Translation { code, direct, sites, instructions: insns.len() as u32, defined: rflags_of(end_live & !undefined) })
+    Some(Translation {
+        code,
+        direct,
+        sites,
+        instructions: insns.len() as u32,
+        defined: rflags_of(end_live & !undefined),
+    })
 }
 
 /// Decodes up to the end of the block; whether its last instruction ends it by itself.

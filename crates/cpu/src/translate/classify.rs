@@ -71,16 +71,22 @@ fn native_form(i: &Instruction) -> How {
         N::Jrcxz => How::Branch,
         N::Loop if i.code() == iced_x86::Code::Loop_rel8_64_RCX => How::Branch,
         _ if i.is_jcc_short_or_near() => How::Branch,
-        N::Push if i.stack_pointer_increment() == -8 && i.op0_kind() != OpKind::Memory && !i.op0_register().is_segment_register() => {
+        N::Push
+            if i.stack_pointer_increment() == -8
+                && i.op0_kind() != OpKind::Memory
+                && !i.op0_register().is_segment_register() =>
+        {
             How::Push
         }
         N::Pop if i.stack_pointer_increment() == 8 && i.op0_kind() == OpKind::Register && i.op0_register().is_gpr() => {
             How::Pop
         }
         N::Leave if i.code() == iced_x86::Code::Leaveq => How::Leave,
-        N::Nop | N::Endbr64 | N::Endbr32 => How::Nothing,
+        N::Nop | N::Endbr64 | N::Endbr32 | N::Reservednop => How::Nothing,
         N::Prefetchnta | N::Prefetcht0 | N::Prefetcht1 | N::Prefetcht2 | N::Prefetchw | N::Prefetch => How::Nothing,
-        N::Cbw | N::Cwde | N::Cdqe | N::Cwd | N::Cdq | N::Cqo | N::Clc | N::Stc | N::Cmc | N::Lahf | N::Sahf => How::Copy,
+        N::Cbw | N::Cwde | N::Cdqe | N::Cwd | N::Cdq | N::Cqo | N::Clc | N::Stc | N::Cmc | N::Lahf | N::Sahf => {
+            How::Copy
+        }
         N::Pause | N::Lfence | N::Sfence | N::Mfence => How::Copy,
         N::Lea if i.op0_register().size() >= 4 => How::Lea,
         N::Mov if is_opcode_register(code.op0_kind()) => high_or(i, How::MovImmediate),
@@ -99,7 +105,8 @@ fn high_or(i: &Instruction, how: How) -> How {
     }
     let in_place = |r: Register| {
         use Register as R;
-        matches!(r.full_register(), R::RAX | R::RDX | R::RBX) || matches!(r, R::EBP | R::ESI | R::EDI | R::RBP | R::RSI | R::RDI)
+        matches!(r.full_register(), R::RAX | R::RDX | R::RBX)
+            || matches!(r, R::EBP | R::ESI | R::EDI | R::RBP | R::RSI | R::RDI)
     };
     if uses_memory(i) || !registers.clone().all(in_place) { How::Interpret } else { How::Copy }
 }
@@ -115,7 +122,14 @@ fn plain_form(i: &Instruction) -> How {
     let has_modrm = kinds.clone().any(|kind| {
         matches!(
             kind,
-            Kind::r8_or_mem | Kind::r16_or_mem | Kind::r32_or_mem | Kind::r64_or_mem | Kind::mem | Kind::r16_rm | Kind::r32_rm | Kind::r64_rm
+            Kind::r8_or_mem
+                | Kind::r16_or_mem
+                | Kind::r32_or_mem
+                | Kind::r64_or_mem
+                | Kind::mem
+                | Kind::r16_rm
+                | Kind::r32_rm
+                | Kind::r64_rm
         )
     });
     if kinds.clone().any(|kind| is_opcode_register(kind) || kind == Kind::mem_offs) {
@@ -123,7 +137,11 @@ fn plain_form(i: &Instruction) -> How {
     }
     if !has_modrm {
         let accumulator = i.op0_kind() == OpKind::Register && i.op0_register().full_register() == Register::RAX;
-        return if accumulator && i.op_count() == 2 && i.op1_kind() != OpKind::Register { How::Copy } else { How::Interpret };
+        return if accumulator && i.op_count() == 2 && i.op1_kind() != OpKind::Register {
+            How::Copy
+        } else {
+            How::Interpret
+        };
     }
     // A bit offset in a register reaches beyond the operand.
     let bit_string = matches!(i.mnemonic(), Mnemonic::Bt | Mnemonic::Bts | Mnemonic::Btr | Mnemonic::Btc);
@@ -141,19 +159,97 @@ fn is_plain(i: &Instruction) -> bool {
     if !general {
         return false;
     }
-    match i.mnemonic() {
-        N::Mov | N::Movzx | N::Movsx | N::Movsxd | N::Movbe => true,
-        N::Add | N::Or | N::Adc | N::Sbb | N::And | N::Sub | N::Xor | N::Cmp | N::Test => true,
-        N::Inc | N::Dec | N::Neg | N::Not | N::Mul | N::Imul => true,
-        N::Shl | N::Sal | N::Shr | N::Sar | N::Rol | N::Ror | N::Rcl | N::Rcr | N::Shld | N::Shrd => true,
-        N::Bt | N::Bts | N::Btr | N::Btc | N::Bsf | N::Bsr | N::Tzcnt | N::Lzcnt | N::Popcnt => true,
-        N::Xchg | N::Xadd | N::Cmpxchg | N::Crc32 | N::Adcx | N::Adox => true,
-        N::Andn | N::Bextr | N::Blsi | N::Blsmsk | N::Blsr | N::Bzhi | N::Pdep | N::Pext => true,
-        N::Rorx | N::Sarx | N::Shlx | N::Shrx | N::Mulx => true,
-        N::Seto | N::Setno | N::Setb | N::Setae | N::Sete | N::Setne | N::Setbe | N::Seta => true,
-        N::Sets | N::Setns | N::Setp | N::Setnp | N::Setl | N::Setge | N::Setle | N::Setg => true,
-        N::Cmovo | N::Cmovno | N::Cmovb | N::Cmovae | N::Cmove | N::Cmovne | N::Cmovbe | N::Cmova => true,
-        N::Cmovs | N::Cmovns | N::Cmovp | N::Cmovnp | N::Cmovl | N::Cmovge | N::Cmovle | N::Cmovg => true,
-        _ => false,
-    }
+    matches!(
+        i.mnemonic(),
+        N::Mov
+            | N::Movzx
+            | N::Movsx
+            | N::Movsxd
+            | N::Movbe
+            | N::Add
+            | N::Or
+            | N::Adc
+            | N::Sbb
+            | N::And
+            | N::Sub
+            | N::Xor
+            | N::Cmp
+            | N::Test
+            | N::Inc
+            | N::Dec
+            | N::Neg
+            | N::Not
+            | N::Mul
+            | N::Imul
+            | N::Shl
+            | N::Sal
+            | N::Shr
+            | N::Sar
+            | N::Rol
+            | N::Ror
+            | N::Rcl
+            | N::Rcr
+            | N::Shld
+            | N::Shrd
+            | N::Bt
+            | N::Bts
+            | N::Btr
+            | N::Btc
+            | N::Bsf
+            | N::Bsr
+            | N::Tzcnt
+            | N::Lzcnt
+            | N::Popcnt
+            | N::Xchg
+            | N::Xadd
+            | N::Cmpxchg
+            | N::Crc32
+            | N::Adcx
+            | N::Adox
+            | N::Andn
+            | N::Bextr
+            | N::Blsi
+            | N::Blsmsk
+            | N::Blsr
+            | N::Bzhi
+            | N::Pdep
+            | N::Pext
+            | N::Rorx
+            | N::Sarx
+            | N::Shlx
+            | N::Shrx
+            | N::Mulx
+            | N::Seto
+            | N::Setno
+            | N::Setb
+            | N::Setae
+            | N::Sete
+            | N::Setne
+            | N::Setbe
+            | N::Seta
+            | N::Sets
+            | N::Setns
+            | N::Setp
+            | N::Setnp
+            | N::Setl
+            | N::Setge
+            | N::Setle
+            | N::Setg
+            | N::Cmovo
+            | N::Cmovno
+            | N::Cmovb
+            | N::Cmovae
+            | N::Cmove
+            | N::Cmovne
+            | N::Cmovbe
+            | N::Cmova
+            | N::Cmovs
+            | N::Cmovns
+            | N::Cmovp
+            | N::Cmovnp
+            | N::Cmovl
+            | N::Cmovge
+            | N::Cmovle
+            | N::Cmovg
+    )
 }

@@ -51,6 +51,8 @@ pub fn create(options: &VmOptions) -> Result<Vm, EngineError> {
         let apic = chips.chip.local_apics()[index as usize].clone();
         let env = Arc::new(CpuEnvironment::new(index, apic, options, tsc.clone()));
         let mut vcpu = cpu::Vcpu::new(options.memory.clone(), env, events.clone(), shared.clone(), features);
+        // Where code cannot be translated, the interpreter alone serves.
+        let _ = vcpu.set_translator(options.translator);
         if index > 0 {
             vcpu.set_state(&VcpuState { activity: Activity::WaitForSipi, ..VcpuState::reset() });
         }

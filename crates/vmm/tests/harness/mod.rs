@@ -121,6 +121,7 @@ impl Machine {
             mmio: mmio.clone(),
             time,
             policy: Arc::new(AccessPolicy::new(config.policy, world.clone())),
+            translator: Some(cpu::TranslatorOptions { threshold: 2, cache_bytes: 8 << 20, check: 0 }),
             power: world.clone(),
         };
         let vm = vmm::create(config.engine, &options).expect("a VM");
