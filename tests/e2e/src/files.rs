@@ -3,6 +3,7 @@
 use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use tempfile::TempDir;
 
@@ -65,6 +66,19 @@ pub fn copy_disk(folder: &Path) -> PathBuf {
     let (from, to) = (guest_file("disk.img"), folder.join("disk.img"));
     fs::copy(&from, &to).unwrap_or_else(|why| panic!("cannot copy {} to {}: {why}", from.display(), to.display()));
     to
+}
+
+/// Checks the ext4 file system in `image` and changes nothing.
+///
+/// # Panics
+/// There is something to repair, or no e2fsck.
+pub fn check_file_system(image: &Path) {
+    // Not on the path of ordinary users everywhere.
+    let places = ["/usr/sbin/e2fsck", "/sbin/e2fsck"].map(Path::new);
+    let program = places.into_iter().find(|place| place.exists()).unwrap_or(Path::new("e2fsck"));
+    let output = Command::new(program).arg("-fn").arg(image).output();
+    let output = output.unwrap_or_else(|why| panic!("cannot run e2fsck ({why}): install e2fsprogs"));
+    assert!(output.status.success(), "e2fsck -fn: {}\n{}", output.status, String::from_utf8_lossy(&output.stdout));
 }
 
 /// The names of all files and folders in `folder`, sorted.

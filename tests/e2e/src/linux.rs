@@ -162,17 +162,6 @@ impl Guest {
         self.check(status == 0, &format!("{command:?} failed in the guest with status {status}"));
         output
     }
-
-    /// Waits for the result of the test named by `guest.run=` on the kernel's command line.
-    ///
-    /// # Panics
-    /// It has failed.
-    pub fn expect_success(&mut self) -> String {
-        let output = self.wait_for("GUEST-DONE rc=");
-        let status = self.wait_for("\n");
-        self.check(status.trim() == "0", "the guest's test failed");
-        output
-    }
 }
 
 impl Deref for Guest {
