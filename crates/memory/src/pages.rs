@@ -1,9 +1,9 @@
-//! Which pages hold code that a CPU engine has decoded, and what of it is still valid.
+//! Which pages hold code that a CPU engine has decoded, and what of it is still valid; which were never written.
 #![allow(unsafe_code)]
 
 use std::alloc::{Layout, alloc_zeroed};
 use std::ptr;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use rustix::io::Errno;
 
@@ -15,12 +15,14 @@ use crate::PAGE_SIZE;
 #[repr(transparent)]
 pub struct CodeTag(pub u32);
 
-/// One word per page of RAM: bit 0 "code was decoded from this page", bits 31:1 a generation that
-/// counts the writes that ended such a state.
+/// One word per page of RAM: bit 0 "code was decoded from this page", bit 1 "was written", bits 31:2 a generation that
+/// counts the writes that ended the state of bit 0.
 ///
-/// A write to a page whose bit 0 is clear costs one load. The words are zero pages until touched.
+/// A write to a page that was written before and holds no code costs one load. The words are zero pages until touched.
 pub struct PageMap {
     words: Box<[AtomicU32]>,
+    /// Whether bit 1 tells of all writes.
+    complete: AtomicBool,
     /// Index of the first page of high memory in `words`, and its page number.
     high: (usize, u64),
     /// Counts writes that ended the validity of code.
@@ -29,7 +31,9 @@ pub struct PageMap {
     log: [AtomicU64; LOG],
 }
 
-const CODE: u32 = 1;
+const CODE: u32 = 1 << 0;
+const WRITTEN: u32 = 1 << 1;
+const GENERATION: u32 = 1 << 2;
 /// How many writes to code are remembered.
 const LOG: usize = 64;
 /// Low bits of the count that a log entry carries.
@@ -43,7 +47,8 @@ impl PageMap {
         let low = (low_size / PAGE_SIZE) as usize;
         let count = low + (high_size / PAGE_SIZE) as usize;
         let log = std::array::from_fn(|_| AtomicU64::new(LOG_COUNT));
-        Ok(Self { words: zeroes(count)?, high: (low, high_base / PAGE_SIZE), epoch: AtomicU32::new(0), log })
+        let (complete, epoch) = (AtomicBool::new(false), AtomicU32::new(0));
+        Ok(Self { words: zeroes(count)?, complete, high: (low, high_base / PAGE_SIZE), epoch, log })
     }
 
     /// The word of the page that holds guest-physical address `gpa`, or `None` outside RAM.
@@ -76,6 +81,20 @@ impl PageMap {
         self.word(gpa).is_some_and(|word| word.load(Ordering::Acquire) == tag.0)
     }
 
+    /// Promises that from the first write on, every write is noted before others can know of it. That is so when all vCPUs
+    /// are software, and makes [`PageMap::is_untouched`] tell something.
+    pub fn all_writes_are_noted(&self) {
+        self.complete.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether nothing was ever written to the page: it is all zeroes, and the host has no memory for it yet. Writing zeroes to
+    /// it can be left out.
+    #[inline]
+    pub fn is_untouched(&self, gpa: u64) -> bool {
+        self.complete.load(Ordering::Relaxed)
+            && self.word(gpa).is_some_and(|word| word.load(Ordering::SeqCst) & WRITTEN == 0)
+    }
+
     /// Notes a write of `len` bytes at `gpa`; call it after the bytes are in memory.
     /// Returns whether any page held code (whose decoded form is invalid now).
     #[inline]
@@ -88,9 +107,12 @@ impl PageMap {
         for page in gpa / PAGE_SIZE..=last {
             let Some(word) = self.word(page * PAGE_SIZE) else { continue };
             let mut seen = word.load(Ordering::SeqCst);
-            while seen & CODE != 0 {
-                // Odd plus one: the code bit clears and the generation counts up.
-                match word.compare_exchange_weak(seen, seen.wrapping_add(1), Ordering::SeqCst, Ordering::SeqCst) {
+            while seen & (CODE | WRITTEN) != WRITTEN {
+                let held_code = seen & CODE != 0;
+                let ended = if held_code { GENERATION } else { 0 };
+                let next = (seen & !CODE | WRITTEN).wrapping_add(ended);
+                match word.compare_exchange_weak(seen, next, Ordering::SeqCst, Ordering::SeqCst) {
+                    Ok(_) if !held_code => break,
                     Ok(_) => {
                         hit = true;
                         let count = self.epoch.fetch_add(1, Ordering::SeqCst);
@@ -161,6 +183,20 @@ mod tests {
         assert!(!map.is_current(0x1000, tag) && !map.holds_code(0x1000));
         let again = map.mark_code(0x1000).unwrap();
         assert_ne!(again, tag, "an old tag never becomes valid again");
+    }
+
+    #[test]
+    fn pages_are_untouched_until_written() {
+        let map = PageMap::new(0x4000, 4 << 30, 0x2000).unwrap();
+        assert!(!map.is_untouched(0x1000), "nobody has promised anything");
+        map.all_writes_are_noted();
+        let tag = map.mark_code(0x1000).unwrap();
+        assert!(map.is_untouched(0x1fff) && map.is_current(0x1000, tag));
+        assert!(map.note_write(0x1800, 1));
+        assert!(!map.is_untouched(0x1000) && map.is_untouched(0) && map.is_untouched(0x2000));
+        map.note_write((4 << 30) + 0xfff, 2);
+        assert!(!map.is_untouched(4 << 30) && !map.is_untouched((4 << 30) + 0x1000));
+        assert!(!map.is_untouched(0x4000) && !map.is_untouched(u64::MAX), "no RAM");
     }
 
     #[test]

@@ -253,21 +253,25 @@ impl Vcpu {
             Access::Write => entry.write,
             Access::Execute => entry.exec,
         };
-        if tag == linear & !0xfff {
+        if tag == linear & !0xfff || access == Access::Write && self.is_untouched(linear) {
             return Ok(entry.phys | linear & 0xfff);
         }
         let found = self.translate(linear, access)?;
         let page = found.phys & !0xfff;
         let watched = self.watches_page(linear);
         if self.memory.is_ram(page, 0x1000) {
-            let code = self.memory.pages().holds_code(page);
+            let pages = self.memory.pages();
+            let writable = found.writable && !watched && !pages.holds_code(page) && self.check.is_none();
+            // Not yet: so that zeroes, of which guests write many to memory that they never use, need no host memory.
+            let untouched = writable && pages.is_untouched(page);
             let entry = Entry {
                 read: Tlb::tag(linear, found.readable && !watched),
-                write: Tlb::tag(linear, found.writable && !watched && !code && self.check.is_none()),
+                write: Tlb::tag(linear, writable && !untouched),
                 exec: Tlb::tag(linear, found.executable),
                 addend: (self.memory.base() as u64).wrapping_add(page).wrapping_sub(linear & !0xfff),
                 phys: page,
                 global: found.global,
+                untouched,
             };
             self.tlb.fill(linear, entry, found.large);
         }
@@ -288,8 +292,17 @@ impl Vcpu {
         }
     }
 
+    /// Whether the page of a linear address may be written, as the TLB knows, and still holds the zeroes of the start.
+    fn is_untouched(&self, linear: u64) -> bool {
+        let entry = self.tlb.slot(linear);
+        entry.untouched && entry.read == linear & !0xfff && self.memory.pages().is_untouched(entry.phys)
+    }
+
     fn write_physical(&mut self, gpa: u64, bytes: &[u8]) {
         self.note_checked_write(gpa, bytes.len() as u64);
+        if self.memory.pages().is_untouched(gpa) && bytes.iter().all(|byte| *byte == 0) {
+            return;
+        }
         // One store per aligned scalar, so that other vCPUs never see half of it.
         if let Ok(at) = self.memory.host_address(gpa, bytes.len() as u64) {
             match bytes.len() {
@@ -380,7 +393,12 @@ impl Vcpu {
     /// number of bytes copied: 0 where the copy needs care (MMIO, code, breakpoints, overlap that repeats a pattern).
     pub(crate) fn copy_in_pages(&mut self, to: u64, from: u64, len: u64) -> Step<u64> {
         self.resolve(from, Access::Read)?;
-        self.resolve(to, Access::Write)?;
+        let gpa = self.resolve(to, Access::Write)?;
+        if self.is_untouched(to) {
+            // What is copied is hardly all zeroes.
+            self.memory.pages().note_write(gpa, 1);
+            self.resolve(to, Access::Write)?;
+        }
         let (source, target) = (*self.tlb.slot(from), *self.tlb.slot(to));
         if source.read != from & !0xfff || target.write != to & !0xfff {
             return Ok(0);
@@ -401,10 +419,11 @@ impl Vcpu {
     pub(crate) fn fill_in_page<T: Int>(&mut self, to: u64, value: T, count: u64) -> Step<u64> {
         self.resolve(to, Access::Write)?;
         let target = *self.tlb.slot(to);
-        if target.write != to & !0xfff {
-            return Ok(0);
-        }
         let count = count.min((0x1000 - (to & 0xfff)) / T::BYTES);
+        if target.write != to & !0xfff {
+            let left_out = value.to_u64() == 0 && self.is_untouched(to);
+            return Ok(if left_out { count } else { 0 });
+        }
         let at = target.addend.wrapping_add(to) as *mut T;
         for i in 0..count as usize {
             // SAFETY: the tag proves a page of RAM at this host address, and `count` elements end in it.
@@ -580,5 +599,99 @@ mod atomic {
             unsafe { at.cast::<u128>().write_unaligned(new) };
         }
         found
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use iced_x86::code_asm::*;
+    use platform::x86::gpr::{RAX, RCX, RDI, RSI};
+
+    use crate::testing::Machine;
+
+    /// Never written by the machine's set-up.
+    const PAGE: u64 = 0x20_0000;
+
+    /// A machine whose memory leaves out zeroes, with `PAGE` in RDI.
+    fn machine() -> Machine {
+        let mut machine = Machine::long();
+        machine.memory.pages().all_writes_are_noted();
+        machine.set_reg(RDI, PAGE);
+        machine
+    }
+
+    fn host_blocks(machine: &Machine) -> i64 {
+        rustix::fs::fstat(machine.memory.fd()).unwrap().st_blocks
+    }
+
+    #[test]
+    fn zeroes_in_untouched_pages_need_no_host_memory() {
+        let mut machine = machine();
+        machine.set_reg(RCX, 0x4000);
+        machine.code(|a| {
+            a.push(0)?;
+            a.mov(qword_ptr(rdi), 0)?;
+            a.mov(qword_ptr(rdi + 0x1ffc), 0)?;
+            a.rep().stosb()
+        });
+        machine.step(1);
+        let before = host_blocks(&machine);
+        machine.step(3);
+        assert_eq!((machine.reg(RDI), machine.reg(RCX)), (PAGE + 0x4000, 0));
+        assert_eq!(host_blocks(&machine), before);
+        assert!((PAGE..PAGE + 0x4000).step_by(0x1000).all(|page| machine.memory.pages().is_untouched(page)));
+    }
+
+    #[test]
+    fn zeroes_over_something_else_are_written() {
+        let mut machine = machine();
+        machine.set_reg(RAX, 0x1122_3344_5566_7788);
+        machine.code(|a| {
+            a.mov(dword_ptr(rdi), 0)?;
+            a.mov(qword_ptr(rdi + 8), rax)?;
+            a.mov(byte_ptr(rdi + 9), 0)?;
+            a.lock().add(qword_ptr(rdi + 0x1000), rax)?;
+            a.mov(word_ptr(rdi + 0x1002), 0)?;
+            a.mov(word_ptr(rdi + 0x2ffe), 0)?;
+            a.mov(qword_ptr(rdi + 0x2ffc), rax)?;
+            a.mov(byte_ptr(rdi + 0x3000), 0)
+        });
+        machine.step(8);
+        assert_eq!(machine.get::<u64>(PAGE + 8), 0x1122_3344_5566_0088);
+        assert_eq!(machine.get::<u64>(PAGE + 0x1000), 0x1122_3344_0000_7788);
+        assert_eq!(machine.get::<u64>(PAGE + 0x2ffc), 0x1122_3300_5566_7788);
+    }
+
+    #[test]
+    fn what_others_write_is_overwritten_by_zeroes() {
+        let mut machine = machine();
+        machine.code(|a| {
+            a.mov(qword_ptr(rdi), 0)?;
+            a.mov(qword_ptr(rdi), 0)
+        });
+        machine.step(1);
+        // A device, or another CPU.
+        machine.put(PAGE, u64::MAX);
+        machine.step(1);
+        assert_eq!(machine.get::<u64>(PAGE), 0);
+    }
+
+    #[test]
+    fn copies_and_fills_reach_untouched_pages() {
+        let mut machine = machine();
+        machine.memory.fill(PAGE + 0x10_0000, 0x3000, 7).unwrap();
+        machine.set_reg(RSI, PAGE + 0x10_0800);
+        machine.set_reg(RCX, 0x300);
+        machine.set_reg(RAX, 9);
+        machine.code(|a| {
+            a.rep().movsd()?;
+            a.mov(ecx, 0x1000)?;
+            a.rep().stosb()
+        });
+        machine.step(3);
+        let mut bytes = [0; 0x2000];
+        machine.memory.read(PAGE, &mut bytes).unwrap();
+        assert!(bytes[..0xc00].iter().all(|byte| *byte == 7) && bytes[0xc00..0x1c00].iter().all(|byte| *byte == 9));
+        assert!(bytes[0x1c00..].iter().all(|byte| *byte == 0));
     }
 }

@@ -36,9 +36,12 @@ pub(crate) struct Entry {
     /// Guest-physical address of the page.
     pub(crate) phys: u64,
     pub(crate) global: bool,
+    /// The write tag is missing only because the page was untouched: see [`memory::PageMap::is_untouched`].
+    pub(crate) untouched: bool,
 }
 
-const EMPTY: Entry = Entry { read: INVALID, write: INVALID, exec: INVALID, addend: 0, phys: u64::MAX, global: false };
+const EMPTY: Entry =
+    Entry { read: INVALID, write: INVALID, exec: INVALID, addend: 0, phys: u64::MAX, global: false, untouched: false };
 
 type Tables4 = Box<[[Entry; ENTRIES]; 4]>;
 
@@ -187,6 +190,7 @@ impl Tlb {
             let entry = &mut self.entries[place(slot).0][place(slot).1];
             if entry.phys == phys {
                 entry.write = INVALID;
+                entry.untouched = false;
             }
         }
         if let Some(tables) = self.tables.as_mut() {
@@ -197,7 +201,9 @@ impl Tlb {
     /// Takes away every fast write permission; the next write to each page looks again.
     pub(crate) fn flush_writes(&mut self) {
         for &slot in &self.slots {
-            self.entries[place(slot).0][place(slot).1].write = INVALID;
+            let entry = &mut self.entries[place(slot).0][place(slot).1];
+            entry.write = INVALID;
+            entry.untouched = false;
         }
         if let Some(tables) = self.tables.as_mut() {
             tables.flush_writes();

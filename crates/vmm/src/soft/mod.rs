@@ -31,6 +31,7 @@ const IOAPIC_PINS: u32 = 32;
 /// The chips' places on the buses are taken.
 pub fn create(options: &VmOptions) -> Result<Vm, EngineError> {
     let cpus = options.layout.cpus;
+    options.memory.pages().all_writes_are_noted();
     let events: Vec<Arc<Events>> = (0..cpus).map(|_| Arc::default()).collect();
     let tsc = Arc::new(HostTsc::start());
     let wiring = events.iter().enumerate().map(|(i, events)| CpuWiring {
