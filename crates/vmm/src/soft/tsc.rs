@@ -1,6 +1,7 @@
 //! The guest's time-stamp counter: the host's, counted from the start of the VM.
 
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use irqchip::TscSource;
@@ -8,6 +9,8 @@ use irqchip::TscSource;
 /// The counter that all vCPUs share.
 pub(super) struct HostTsc {
     base: u64,
+    /// The highest value any vCPU has seen: no vCPU sees an earlier one afterwards, whatever the host's processors do.
+    highest: AtomicU64,
 }
 
 /// How long the frequency is measured, once per process.
@@ -16,13 +19,14 @@ const MEASURE: Duration = Duration::from_millis(4);
 impl HostTsc {
     pub(super) fn start() -> Self {
         frequency();
-        Self { base: counter() }
+        Self { base: counter(), highest: AtomicU64::new(0) }
     }
 }
 
 impl TscSource for HostTsc {
     fn tsc(&self) -> u64 {
-        counter().wrapping_sub(self.base)
+        let now = counter().wrapping_sub(self.base);
+        self.highest.fetch_max(now, Ordering::SeqCst).max(now)
     }
 
     fn hz(&self) -> u64 {
@@ -50,8 +54,12 @@ mod raw {
 
     #[inline]
     pub(super) fn rdtsc() -> u64 {
-        // SAFETY: every x86-64 processor has RDTSC, and it has no side effects.
-        unsafe { std::arch::x86_64::_rdtsc() }
+        // SAFETY: every x86-64 processor has LFENCE and RDTSC, and they have no side effects. The fence keeps the counter from being
+        // read before what the guest did before it.
+        unsafe {
+            std::arch::x86_64::_mm_lfence();
+            std::arch::x86_64::_rdtsc()
+        }
     }
 }
 
