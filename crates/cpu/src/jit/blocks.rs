@@ -11,8 +11,8 @@ pub(crate) struct Key {
     pub(crate) phys: u64,
     /// Guest-physical page that the block's only instruction crosses into, or 1.
     pub(crate) second: u64,
-    /// Decoding mode and access mode.
-    pub(crate) mode: (u8, u8),
+    /// Decoding mode, access mode, vector level.
+    pub(crate) mode: (u8, u8, u8),
 }
 
 /// [`Key::second`] of a block inside one page.

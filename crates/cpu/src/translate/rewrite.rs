@@ -29,9 +29,9 @@ enum Rm {
 
 /// Which operand a register field of the encoding is.
 #[derive(Clone, Copy, Default)]
-struct Fields {
-    reg: Option<u32>,
-    rm: Option<u32>,
+pub(super) struct Fields {
+    pub(super) reg: Option<u32>,
+    pub(super) rm: Option<u32>,
     vvvv: Option<u32>,
 }
 
@@ -81,7 +81,7 @@ fn parse<'a>(bytes: &'a [u8], insn: &Insn) -> Encoding<'a> {
     }
 }
 
-fn fields(insn: &Insn) -> Fields {
+pub(super) fn fields(insn: &Insn) -> Fields {
     let mut fields = Fields::default();
     let code = insn.instruction.op_code();
     for n in 0..insn.instruction.op_count() {
@@ -96,11 +96,11 @@ fn fields(insn: &Insn) -> Fields {
     fields
 }
 
-fn number(register: Register) -> u8 {
+pub(super) fn number(register: Register) -> u8 {
     register.full_register().number() as u8
 }
 
-fn writes(access: OpAccess) -> bool {
+pub(super) fn writes(access: OpAccess) -> bool {
     matches!(access, OpAccess::Write | OpAccess::CondWrite | OpAccess::ReadWrite | OpAccess::ReadCondWrite)
 }
 
@@ -112,7 +112,7 @@ struct Borrowed {
 }
 
 impl Translator<'_> {
-    fn access_of(&mut self, insn: &Insn, operand: u32) -> OpAccess {
+    pub(super) fn access_of(&mut self, insn: &Insn, operand: u32) -> OpAccess {
         let options = InstructionInfoOptions::NO_MEMORY_USAGE | InstructionInfoOptions::NO_REGISTER_USAGE;
         self.info.info_options(&insn.instruction, options).op_access(operand)
     }
