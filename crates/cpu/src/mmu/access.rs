@@ -273,7 +273,7 @@ impl Vcpu {
                 global: found.global,
                 untouched,
             };
-            self.tlb.fill(linear, entry, found.shift);
+            self.tlb.fill(linear, entry, found.large);
         }
         Ok(found.phys)
     }
@@ -393,15 +393,13 @@ impl Vcpu {
     /// number of bytes copied: 0 where the copy needs care (MMIO, code, breakpoints, overlap that repeats a pattern).
     pub(crate) fn copy_in_pages(&mut self, to: u64, from: u64, len: u64) -> Step<u64> {
         self.resolve(from, Access::Read)?;
-        // Both may have the same place in the TLB.
-        let source = *self.tlb.slot(from);
         let gpa = self.resolve(to, Access::Write)?;
         if self.is_untouched(to) {
             // What is copied is hardly all zeroes.
             self.memory.pages().note_write(gpa, 1);
             self.resolve(to, Access::Write)?;
         }
-        let target = *self.tlb.slot(to);
+        let (source, target) = (*self.tlb.slot(from), *self.tlb.slot(to));
         if source.read != from & !0xfff || target.write != to & !0xfff {
             return Ok(0);
         }

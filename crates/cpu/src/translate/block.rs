@@ -32,8 +32,6 @@ pub(crate) struct Request<'a> {
     pub(crate) first_site: u32,
     pub(crate) block: u32,
     pub(crate) fast_pext: bool,
-    /// See [`super::vector::level`].
-    pub(crate) vectors: u8,
     /// Native instructions only, to be compared with the interpreter.
     pub(crate) checking: bool,
 }
@@ -82,8 +80,6 @@ pub(crate) struct Translator<'a> {
     pub(super) access: usize,
     pub(super) trampolines: Trampolines,
     pub(super) fast_pext: bool,
-    /// The vector registers are loaded from here on.
-    pub(super) vectors_ready: bool,
     pub(super) info: InstructionInfoFactory,
     stubs: Vec<Stub>,
     /// Arena offset behind each instruction.
@@ -116,7 +112,6 @@ pub(crate) fn translate(request: &Request<'_>, host_alu: &mut crate::interp::hos
         access: request.access,
         trampolines: request.trampolines,
         fast_pext: request.fast_pext,
-        vectors_ready: false,
         info: InstructionInfoFactory::new(),
         stubs: Vec::new(),
         resumes: Vec::new(),
@@ -147,7 +142,7 @@ fn decode_block(request: &Request<'_>, host_alu: &mut crate::interp::hostalu::Ho
         let (instruction, offsets, op, flow) = decoded;
         let start = request.start + at as u32;
         let next = start + u32::from(op.len);
-        let how = classify(&instruction, &op, flow, next, request.vectors);
+        let how = classify(&instruction, &op, flow, next);
         if request.checking && how == How::Interpret {
             break;
         }
@@ -195,7 +190,7 @@ fn flags_at(offset: i64, request: &Request<'_>) -> u32 {
         decoder.decode_out(&mut instruction);
         let plain = !instruction.is_invalid()
             && instruction.flow_control() == iced_x86::FlowControl::Next
-            && super::classify::is_native(&instruction, request.vectors);
+            && super::classify::is_native(&instruction);
         if !plain {
             break;
         }
@@ -257,7 +252,6 @@ impl Translator<'_> {
             How::MovImmediate => self.mov_immediate(insn),
             How::Bswap => self.bswap(insn),
             How::Rewrite => self.rewrite(insn),
-            How::Vector => self.vector(insn),
         }
     }
 
