@@ -43,12 +43,13 @@ pub struct Linux {
     memory: &'static str,
     words: String,
     disk: Option<String>,
+    keys: Vec<String>,
 }
 
 impl Linux {
     /// The cloud kernel for amd64.
     pub fn amd64() -> Self {
-        Self { arch: "amd64", cpus: 1, memory: "512M", words: "console=ttyS0".into(), disk: None }
+        Self { arch: "amd64", cpus: 1, memory: "512M", words: "console=ttyS0".into(), disk: None, keys: Vec::new() }
     }
 
     /// The 686-pae kernel.
@@ -74,6 +75,13 @@ impl Linux {
     #[must_use]
     pub fn words(mut self, words: &str) -> Self {
         self.words = format!("{} {words}", self.words);
+        self
+    }
+
+    /// Sets a key of the configuration, in the form `key=value`.
+    #[must_use]
+    pub fn key(mut self, assignment: &str) -> Self {
+        self.keys.push(assignment.to_owned());
         self
     }
 
@@ -103,7 +111,7 @@ impl Linux {
         if let Some(disk) = &self.disk {
             args.extend(["-s", disk]);
         }
-        for key in [&kernel, &initrd, &cmdline] {
+        for key in [&kernel, &initrd, &cmdline].into_iter().chain(&self.keys) {
             args.extend(["-o", key]);
         }
         Guest::start(&Bhyve::new(args).arg("linux"))
