@@ -226,7 +226,7 @@ pub(crate) fn decode_full(
         if decoder.last_error() == DecoderError::NoMoreBytes && bytes.len() < MAX_LENGTH {
             return None;
         }
-        let run = if is_longer_than(bytes, mode, MAX_LENGTH - 1) { too_long } else { undefined };
+        let run = if is_too_long(bytes, mode) { too_long } else { undefined };
         return Some((instruction, ConstantOffsets::default(), operand::empty(run, 1), Flow::End));
     }
     let offsets = decoder.get_constant_offsets(&instruction);
@@ -240,13 +240,15 @@ pub(crate) fn decode_full(
     Some((instruction, offsets, op, choice.flow))
 }
 
-/// Whether the first `length` of `bytes` are only a part of an instruction. (With 15 bytes to look at, the decoder tells one
-/// that is too long from one that does not exist no more.)
-fn is_longer_than(bytes: &[u8], mode: Mode, length: usize) -> bool {
-    bytes.get(..length).is_some_and(|bytes| {
-        let mut decoder = Decoder::with_ip(mode.code_bits(), bytes, 0, DecoderOptions::NONE);
-        decoder.decode().is_invalid() && decoder.last_error() == DecoderError::NoMoreBytes
-    })
+/// Whether what is no instruction would be one but for its length of more than 15 bytes. (With 15 bytes to look at, the
+/// decoder tells one that is too long from one that does not exist no more.)
+fn is_too_long(bytes: &[u8], mode: Mode) -> bool {
+    // A LOCK prefix where it is not allowed shall not count here.
+    let decode = |bytes: &[u8]| {
+        let mut decoder = Decoder::with_ip(mode.code_bits(), bytes, 0, DecoderOptions::NO_INVALID_CHECK);
+        (decoder.decode().is_invalid(), decoder.last_error() == DecoderError::NoMoreBytes)
+    };
+    bytes.get(..MAX_LENGTH - 1).is_some_and(|most| decode(most) == (true, true)) && decode(bytes).0
 }
 
 /// #UD: not an instruction, or not one of this CPU's.

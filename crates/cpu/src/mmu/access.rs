@@ -190,6 +190,8 @@ impl Vcpu {
 
     fn check_alignment(&mut self, linear: u64, size: u64) -> Step {
         if self.tlb.mode() == AccessMode::UserAligned && linear & (size - 1) != 0 {
+            // The end of the segment comes first.
+            self.second_piece(linear, size as usize)?;
             return Err(Trap::fault_code(vector::AC, 0));
         }
         Ok(())
@@ -392,8 +394,10 @@ impl Vcpu {
     /// Copies up to `len` bytes forward between linear addresses, as far as both pages reach and are plain RAM. Returns the
     /// number of bytes copied: 0 where the copy needs care (MMIO, code, breakpoints, overlap that repeats a pattern).
     pub(crate) fn copy_in_pages(&mut self, to: u64, from: u64, len: u64) -> Step<u64> {
-        self.resolve(from, Access::Read)?;
-        let gpa = self.resolve(to, Access::Write)?;
+        let (Ok(_), Ok(gpa)) = (self.resolve(from, Access::Read), self.resolve(to, Access::Write)) else {
+            // Which of the two faults first, the single element knows, which may reach into the next page.
+            return Ok(0);
+        };
         if self.is_untouched(to) {
             // What is copied is hardly all zeroes.
             self.memory.pages().note_write(gpa, 1);

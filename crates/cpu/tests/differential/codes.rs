@@ -14,6 +14,8 @@ pub(crate) enum Family {
     Simd,
     /// The floating-point stack.
     X87,
+    /// Opcodes that mean nothing.
+    Undefined,
 }
 
 /// The encodings of a test.

@@ -1,5 +1,7 @@
 //! Whether two outcomes agree.
 
+use iced_x86::Code;
+
 use crate::layout::*;
 use crate::program::{Item, Program};
 use crate::vector::Places;
@@ -34,7 +36,11 @@ pub(crate) fn differences(program: &Program, native: &Outcome, ours: &Outcome, p
     // CMPS may fault on either side first; even one processor does not always take the same.
     // Of a masked operand that crosses both a page and the end of its segment, either may be noticed first.
     let several = compares_strings(program, native.rip) || program.mode != Mode::Long && is_masked(program, native.rip);
-    let either = several && is_data_fault(native.vector) && is_data_fault(ours.vector);
+    // What is no instruction may also be too long for one.
+    let data = program.items.first().is_some_and(|item| item.code() == Code::DeclareByte);
+    let undefined = |vector| data && matches!(vector, UD | GP);
+    let either = several && is_data_fault(native.vector) && is_data_fault(ours.vector)
+        || undefined(native.vector) && undefined(ours.vector);
     if !either {
         check("vector", native.vector, ours.vector);
     }
@@ -59,8 +65,11 @@ pub(crate) fn differences(program: &Program, native: &Outcome, ours: &Outcome, p
             check("cr2", native.cr2, ours.cr2);
         }
     }
-    if native.vector == PF && native.cr2 >= LAST_USER_PAGE {
-        // Linux does not tell which addresses of its own, from the guard page below them on, are mapped.
+    let in_kernel = native.cr2 >= LAST_USER_PAGE
+        || program.mode != Mode::Long && native.cr2.wrapping_sub(KERNEL_32) < 1 << 20;
+    if native.vector == PF && in_kernel {
+        // Linux does not tell which addresses of its own, from the guard page below them on, are mapped, and our
+        // kernel's are not the host's.
         error_mask &= !1;
     }
     if !either {
@@ -93,7 +102,7 @@ fn item_at(program: &Program, rip: u64) -> Option<&Item> {
 
 /// #SS, #GP, #PF, #AC.
 fn is_data_fault(vector: u64) -> bool {
-    matches!(vector, 12 | 13 | 14 | 17)
+    matches!(vector, SS | GP | PF | AC)
 }
 
 fn compares_strings(program: &Program, rip: u64) -> bool {

@@ -7,6 +7,8 @@
 pub(crate) const PAGE: u64 = 4096;
 /// Two pages of code, readable and executable, with nothing behind them.
 pub(crate) const CODE: u64 = 0x1000_0000;
+/// The same pages, readable, writable and executable.
+pub(crate) const WRITABLE_CODE: u64 = 0x1800_0000;
 /// Length of the code area.
 pub(crate) const CODE_LEN: usize = 2 * PAGE as usize;
 /// Two pages of data; the page behind them is [`CONSTANTS`].
@@ -93,6 +95,18 @@ pub(crate) const LDT: [LdtEntry; 8] = [
     LdtEntry { present: false, ..entry(DATA, 0xffff, 3, true) },
     entry(CODE, CODE_LEN as u32 - 1, 9, true),
 ];
+
+/// What a program runs on in the guest.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Kernel {
+    /// Long mode; 32-bit and 16-bit programs in compatibility mode, as on the host.
+    Long,
+    /// Protected mode with PAE paging.
+    Protected,
+}
+
+/// Where the protected-mode kernel lies. The host has nothing there.
+pub(crate) const KERNEL_32: u64 = 0xc000_0000;
 
 /// How a program is run.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
@@ -220,5 +234,9 @@ pub(crate) const OWN_IMAGE: usize = IMAGES;
 
 /// Vectors.
 pub(crate) const BP: u64 = 3;
+pub(crate) const UD: u64 = 6;
+pub(crate) const SS: u64 = 12;
+pub(crate) const GP: u64 = 13;
 pub(crate) const PF: u64 = 14;
+pub(crate) const AC: u64 = 17;
 pub(crate) const XM: u64 = 19;

@@ -13,9 +13,11 @@
 
 mod codes;
 mod compare;
+mod coverage;
 mod flags;
 mod generate;
 mod guest;
+mod kernel;
 mod layout;
 mod native;
 mod program;
@@ -59,4 +61,11 @@ fn x87_instructions_in_64_bit_mode() {
 #[test]
 fn x87_instructions_in_32_bit_mode() {
     run::family(Family::X87, Mode::Flat32, 50_000);
+}
+
+#[test]
+fn opcodes_that_mean_nothing() {
+    for mode in [Mode::Long, Mode::Flat32, Mode::Segmented16] {
+        run::family(Family::Undefined, mode, 15_000);
+    }
 }

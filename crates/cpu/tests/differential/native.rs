@@ -273,6 +273,7 @@ unsafe fn prepare(facts: &Facts) -> Result<(), u32> {
         let (rw, rx) = (libc::PROT_READ | libc::PROT_WRITE, libc::PROT_READ | libc::PROT_EXEC);
         CHILD.code_alias = map(0, CODE_LEN, rw, memfd).ok_or(2u32)?;
         map(CODE, CODE_LEN, rx, memfd).ok_or(3u32)?;
+        map(WRITABLE_CODE, CODE_LEN, rw | rx, memfd).ok_or(11u32)?;
         map(DATA, DATA_LEN, rw, -1).ok_or(4u32)?;
         map(STACK, STACK_LEN, rw, -1).ok_or(5u32)?;
         let constants = map(CONSTANTS, PAGE as usize, rw, -1).ok_or(6u32)?;

@@ -19,6 +19,8 @@ pub(crate) enum Target {
     Immediate(u32, usize),
     /// A far branch goes to this item.
     Far(usize),
+    /// The memory operand is so many bytes into this item's code.
+    Code(usize, u8),
 }
 
 /// An instruction of a program.
@@ -35,11 +37,14 @@ pub(crate) struct Item {
 #[derive(Clone)]
 pub(crate) struct Program {
     pub(crate) mode: Mode,
+    pub(crate) kernel: Kernel,
     pub(crate) items: Vec<Item>,
     /// Flags whose value is undefined before each item and at the end, in their places in EFLAGS.
     pub(crate) undefined: Vec<u32>,
     /// Offset of the first instruction in the code area.
     pub(crate) code_at: u32,
+    /// It runs where its code can be written.
+    pub(crate) writable: bool,
     /// It has branches, so that the instructions executed are not simply those before the last.
     pub(crate) branches: bool,
     /// Registers and so on; the code is filled in by [`Program::assemble`].
@@ -53,9 +58,12 @@ impl Target {
     pub(crate) fn item(&mut self) -> Option<&mut usize> {
         match self {
             Target::None => None,
-            Target::Branch(n) | Target::Branch16(n) | Target::Memory(n) | Target::Immediate(_, n) | Target::Far(n) => {
-                Some(n)
-            }
+            Target::Branch(n)
+            | Target::Branch16(n)
+            | Target::Memory(n)
+            | Target::Immediate(_, n)
+            | Target::Far(n)
+            | Target::Code(n, _) => Some(n),
         }
     }
 }
@@ -64,8 +72,8 @@ impl Program {
     /// Encodes the instructions. `None` if one of them cannot be encoded, or reads a flag that is undefined.
     pub(crate) fn assemble(&mut self, encoder: &mut Encoder) -> Option<()> {
         self.follow_flags()?;
-        let base = self.mode.code_base();
-        let start = CODE + u64::from(self.code_at) - base;
+        let area = if self.writable { WRITABLE_CODE } else { CODE };
+        let start = area + u64::from(self.code_at) - self.mode.code_base();
         self.input.rip = start;
         self.input.code_at = self.code_at;
         let mut bytes = Vec::with_capacity(512);
@@ -169,6 +177,7 @@ fn encode(encoder: &mut Encoder, mut bytes: Vec<u8>, item: &Item, here: u64, tar
         },
         Target::Branch16(_) => instruction.set_near_branch16(target as u16),
         Target::Memory(_) => instruction.set_memory_displacement64(target),
+        Target::Code(_, offset) => instruction.set_memory_displacement64(target + u64::from(offset)),
         Target::Immediate(operand, _) => instruction.set_immediate_u64(operand, target),
         Target::Far(_) => match instruction.op0_kind() {
             OpKind::FarBranch16 => instruction.set_far_branch16(target as u16),

@@ -1,67 +1,20 @@
 //! Runs programs on both sides, counts what was executed, and shrinks what differs.
 
-use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use iced_x86::{Code, Encoder};
 
 use crate::codes::{Codes, Cpuid, Family};
 use crate::compare::differences;
+use crate::coverage::Coverage;
 use crate::generate::{self, Limits, Plan};
-use crate::guest::{Guest, Host};
+use crate::guest::Guest;
+use crate::kernel::Host;
 use crate::layout::*;
 use crate::native::{BATCH, Sandbox};
 use crate::program::{Program, Target};
 use crate::random::Random;
 use crate::vector::Places;
-
-/// How often each encoding was executed.
-#[derive(Default)]
-pub(crate) struct Coverage {
-    pub(crate) complete: BTreeMap<u16, u64>,
-    pub(crate) fault: BTreeMap<u16, u64>,
-    pub(crate) instructions: u64,
-    pub(crate) programs: u64,
-    /// Programs by the vector that ended them.
-    pub(crate) vectors: BTreeMap<u64, u64>,
-}
-
-impl Coverage {
-    /// Notes the instructions of a run that ended in `outcome`. `trace` has the instruction pointers of a program with
-    /// branches.
-    fn note(&mut self, program: &Program, outcome: &Outcome, trace: &[u64]) {
-        self.programs += 1;
-        *self.vectors.entry(outcome.vector).or_default() += 1;
-        let fetch = outcome.vector == PF && outcome.error & 0x10 != 0;
-        if program.branches {
-            let (last, before) = trace.split_last().map_or((None, trace), |(last, before)| (Some(*last), before));
-            for item in before.iter().filter_map(|&rip| program.items.get(program.item_at(rip)?)) {
-                self.count(item.code(), true);
-            }
-            let stopped = last.and_then(|rip| program.items.get(program.item_at(rip)?));
-            if let Some(item) = stopped.filter(|_| !fetch) {
-                self.count(item.code(), false);
-            }
-            return;
-        }
-        let end = program.items.len();
-        let at_int3 = outcome.vector == BP && program.item_at(outcome.rip.wrapping_sub(1)) == Some(end);
-        let stop = if at_int3 { Some(end) } else { program.item_at(outcome.rip) };
-        let Some(stop) = stop else { return };
-        for item in &program.items[..stop] {
-            self.count(item.code(), true);
-        }
-        if let Some(item) = program.items.get(stop).filter(|_| !fetch) {
-            self.count(item.code(), false);
-        }
-    }
-
-    fn count(&mut self, code: Code, completed: bool) {
-        self.instructions += 1;
-        let table = if completed { &mut self.complete } else { &mut self.fault };
-        *table.entry(code as u16).or_default() += 1;
-    }
-}
 
 /// A difference, shrunk.
 pub(crate) struct Mismatch {
@@ -72,7 +25,8 @@ pub(crate) struct Mismatch {
 
 pub(crate) struct Runner {
     sandbox: Sandbox,
-    guest: Guest,
+    /// In the order of [`Kernel`].
+    guests: [Guest; 2],
     images: Box<[[u8; MEMORY_LEN]; IMAGES + 1]>,
     constants: [u8; PAGE as usize],
     places: Places,
@@ -98,11 +52,11 @@ impl Runner {
         let cpuid = Cpuid::new(xfeatures);
         let limits = Limits { ldt: sandbox.has_ldt(), fsgsbase: sandbox.has_fsgsbase(), amd: cpuid.amd };
         let host = Host { ldt: limits.ldt, fsgsbase: limits.fsgsbase, xfeatures };
-        let guest = Guest::new(&images, &constants, host);
+        let guests = [Kernel::Long, Kernel::Protected].map(|kernel| Guest::new(kernel, &images, &constants, host));
         let encoder = Encoder::new(mode.bits());
         let ours = Outcome::new();
         let places = Places::new(xfeatures);
-        Ok(Self { sandbox, guest, images, constants, places, limits, cpuid, encoder, ours, trace: Vec::new() })
+        Ok(Self { sandbox, guests, images, constants, places, limits, cpuid, encoder, ours, trace: Vec::new() })
     }
 
     /// Runs programs of consecutive seeds until `instructions` were executed or `most` differences found.
@@ -149,7 +103,8 @@ impl Runner {
     }
 
     fn generate(&mut self, plan: &Plan<'_>, seeds: &mut impl Iterator<Item = u64>) -> Vec<(u64, Program)> {
-        seeds.take(BATCH).map(|seed| (seed, generate::program(plan, seed, &mut self.encoder))).collect()
+        let make = if plan.family == Family::Undefined { generate::undefined } else { generate::program };
+        seeds.take(BATCH).map(|seed| (seed, make(plan, seed, &mut self.encoder))).collect()
     }
 
     fn restart(&mut self) {
@@ -169,7 +124,7 @@ impl Runner {
 
     fn check_run(&mut self, program: &Program, native: &Outcome, traced: bool) -> Vec<String> {
         let trace = traced.then_some(&mut self.trace);
-        match self.guest.run(&program.input, trace, &mut self.ours) {
+        match self.guests[program.kernel as usize].run(&program.input, trace, &mut self.ours) {
             Ok(()) => differences(program, native, &self.ours, &self.places),
             Err(failure) => {
                 vec![format!("host ended in vector {} at {:#x}, ours failed: {failure:?}", native.vector, native.rip)]
@@ -263,13 +218,13 @@ impl Runner {
         }
         single.input.image = OWN_IMAGE as u16;
         self.sandbox.set_own_image(&state.memory);
-        self.guest.set_own_image(&state.memory);
+        self.guests.iter_mut().for_each(|guest| guest.set_own_image(&state.memory));
         self.cut(&single, i..i + 1)
     }
 
     fn report(&mut self, seed: u64, program: &Program) -> Mismatch {
         let Difference { lines, native } = self.difference(program);
-        let mut report = format!("seed {seed:#x}, {:?}:\n{}", program.mode, program.listing());
+        let mut report = format!("seed {seed:#x}, {:?} on {:?}:\n{}", program.mode, program.kernel, program.listing());
         let input = &program.input;
         let _ = writeln!(report, "before: rflags {:#x} selectors {:x?}", input.rflags, input.selectors);
         for (i, value) in input.gpr.iter().enumerate() {
@@ -366,7 +321,7 @@ pub(crate) fn family(which: Family, mode: Mode, instructions: u64) {
     println!(
         "{which:?} {mode:?}: {} instructions of {} encodings in {} programs, {:.1?}; ended by vector {:?}",
         coverage.instructions,
-        coverage.complete.len(),
+        coverage.encodings(),
         coverage.programs,
         began.elapsed(),
         coverage.vectors
@@ -377,13 +332,8 @@ pub(crate) fn family(which: Family, mode: Mode, instructions: u64) {
     }
     assert!(mismatches.is_empty(), "the CPU and the host differ in {} cases", mismatches.len());
     if only.is_none() && programs == u64::MAX {
-        let unseen = |codes: &[Code], seen: &BTreeMap<u16, u64>| -> Vec<Code> {
-            codes.iter().copied().filter(|&code| !seen.contains_key(&(code as u16))).collect()
-        };
-        let never = unseen(&codes.complete, &coverage.complete);
-        assert!(never.is_empty(), "{} encodings never completed: {never:?}", never.len());
-        let never = unseen(&codes.fault, &coverage.fault);
-        assert!(never.is_empty(), "{} encodings never raised their exception: {never:?}", never.len());
+        let gaps = coverage.gaps(&codes, which, mode);
+        assert!(gaps.is_empty(), "not everything was executed:\n{}", gaps.join("\n"));
     }
 }
 

@@ -11,7 +11,7 @@ mod operand;
 mod special;
 mod track;
 
-use iced_x86::{Code, Decoder, Encoder, Instruction, InstructionInfoFactory, Mnemonic, Register};
+use iced_x86::{Code, Decoder, DecoderOptions, Encoder, Instruction, InstructionInfoFactory, Mnemonic, Register};
 
 use crate::codes::{Codes, Family};
 use crate::flags;
@@ -41,6 +41,9 @@ struct Join {
 pub(crate) struct Generator<'a> {
     rng: Random,
     mode: Mode,
+    kernel: Kernel,
+    /// The program may write to its code.
+    writable: bool,
     family: Family,
     codes: &'a Codes,
     limits: Limits,
@@ -67,18 +70,68 @@ pub(crate) struct Plan<'a> {
     pub(crate) only: Option<Code>,
 }
 
+/// Legacy prefixes.
+const PREFIXES: [u8; 11] = [0x26, 0x2e, 0x36, 0x3e, 0x64, 0x65, 0x66, 0x67, 0xf2, 0xf3, 0xf0];
+
 /// Makes the program of a seed.
 pub(crate) fn program(plan: &Plan<'_>, seed: u64, encoder: &mut Encoder) -> Program {
-    loop_until_assembled(plan, seed, encoder)
-}
-
-fn loop_until_assembled(plan: &Plan<'_>, seed: u64, encoder: &mut Encoder) -> Program {
     // An instruction that turns out not to be encodable where it is spoils its program: take the next one.
     for attempt in 0.. {
-        let rng = Random::new(seed ^ (attempt as u64) << 56);
-        let mut generator = Generator {
-            rng,
+        let mut program = Generator::new(plan, seed ^ (attempt as u64) << 56, encoder).make();
+        if program.assemble(encoder).is_some() {
+            return program;
+        }
+    }
+    unreachable!("attempts do not end")
+}
+
+/// Makes the program of a seed that consists of an opcode that is not assigned.
+pub(crate) fn undefined(plan: &Plan<'_>, seed: u64, encoder: &mut Encoder) -> Program {
+    let mut generator = Generator::new(plan, seed, encoder);
+    let mut input = Input::new();
+    generator.start(&mut input);
+    let bytes = loop {
+        let bytes = generator.random_code();
+        if generator.decode(&bytes, 0).is_invalid() && !tolerated(&bytes, plan.mode) {
+            break bytes;
+        }
+    };
+    let data = Instruction::with_declare_byte(&bytes).expect("at most 16 bytes of data");
+    generator.items.push(Item::new(data, Target::None));
+    let code_at = generator.rng.below(PAGE) as u32;
+    let mut program = generator.finish(input, code_at);
+    program.assemble(encoder).expect("data can be encoded");
+    program
+}
+
+/// Whether some processors let pass what is no instruction: AMD's ignore LOCK in front of VERR and VERW, bits of opmask
+/// numbers beyond 7 in VEX encodings, and fields of EVEX prefixes that have no meaning.
+fn tolerated(bytes: &[u8; 15], mode: Mode) -> bool {
+    let mut decoder = Decoder::new(mode.bits(), bytes, DecoderOptions::NO_INVALID_CHECK);
+    if matches!(decoder.decode().mnemonic(), Mnemonic::Verr | Mnemonic::Verw) {
+        return true;
+    }
+    let evex = |window: &[u8]| window[0] == 0x62 && (mode == Mode::Long || window[1] >= 0xc0);
+    if bytes.windows(2).take(4).any(evex) {
+        return true;
+    }
+    let opcodes = [0x30..=0x33, 0x41..=0x4b, 0x90..=0x93, 0x98..=0x99];
+    let vex = bytes.windows(4).take(4).find_map(|window| match window[0] {
+        0xc5 => Some(window[2]),
+        0xc4 => Some(window[3]),
+        _ => None,
+    });
+    vex.is_some_and(|opcode| opcodes.iter().any(|range| range.contains(&opcode)))
+}
+
+impl<'a> Generator<'a> {
+    fn new(plan: &Plan<'a>, seed: u64, encoder: &'a mut Encoder) -> Self {
+        Generator {
+            rng: Random::new(seed),
             mode: plan.mode,
+            // 64-bit programs cannot run on the other.
+            kernel: if plan.mode == Mode::Long || seed & 1 == 0 { Kernel::Long } else { Kernel::Protected },
+            writable: plan.mode != Mode::Segmented16 && seed & 6 == 0,
             family: plan.family,
             codes: plan.codes,
             limits: plan.limits,
@@ -91,17 +144,26 @@ fn loop_until_assembled(plan: &Plan<'_>, seed: u64, encoder: &mut Encoder) -> Pr
             encoder,
             ended: false,
             branches: false,
-        };
-        let mut program = generator.make();
-        if program.assemble(encoder).is_some() {
-            return program;
         }
     }
-    unreachable!("attempts do not end")
+
+    fn finish(self, input: Box<Input>, code_at: u32) -> Program {
+        Program {
+            mode: self.mode,
+            kernel: self.kernel,
+            writable: self.writable,
+            items: self.items,
+            undefined: Vec::new(),
+            code_at,
+            branches: self.branches,
+            input,
+            starts: Vec::new(),
+        }
+    }
 }
 
 impl Generator<'_> {
-    fn make(&mut self) -> Program {
+    fn make(mut self) -> Program {
         let mut input = Input::new();
         self.start(&mut input);
         let groups = 8 + self.rng.below(25);
@@ -114,15 +176,7 @@ impl Generator<'_> {
         }
         self.settle(true);
         let code_at = self.place();
-        Program {
-            mode: self.mode,
-            items: std::mem::take(&mut self.items),
-            undefined: Vec::new(),
-            code_at,
-            branches: self.branches,
-            input,
-            starts: Vec::new(),
-        }
+        self.finish(input, code_at)
     }
 
     /// Where the code goes: anywhere, across the boundary of its two pages, or over the end of the second.
@@ -171,7 +225,7 @@ impl Generator<'_> {
         }
         self.state.direction = Some(input.rflags & 0x400 != 0);
         input.image = self.rng.below(IMAGES as u64) as u16;
-        if self.family != Family::Integer {
+        if matches!(self.family, Family::Simd | Family::X87) {
             input.use_xsave = 1;
             let registers = if self.mode == Mode::Long { 32 } else { 8 };
             self.places.randomise(&mut input.xsave, &mut self.rng, registers);
@@ -180,6 +234,10 @@ impl Generator<'_> {
 
     /// One instruction of the encodings to be tested, with what it needs.
     fn group(&mut self) {
+        const REWRITES: u64 = 40;
+        if self.writable && self.only.is_none() && self.rng.permille(REWRITES) {
+            return self.rewrite_code();
+        }
         const FAULTS: u64 = 6;
         const INVALID_LOCKS: u64 = 2;
         if self.family == Family::Integer && self.only.is_none() && self.rng.permille(INVALID_LOCKS) {
@@ -260,13 +318,14 @@ impl Generator<'_> {
 
     /// Puts redundant prefixes in front of an instruction, if it stays what it is.
     fn add_prefixes(&mut self, item: &mut Item) {
-        const PREFIXES: [u8; 10] = [0x26, 0x2e, 0x36, 0x3e, 0x64, 0x65, 0x66, 0x67, 0xf2, 0xf3];
+        // All but LOCK.
+        const REDUNDANT: &[u8] = PREFIXES.split_at(10).0;
         let count = 1 + self.rng.below(2) as usize;
         let mut prefixes = [0; 3];
         for prefix in &mut prefixes[..count] {
             *prefix = match self.mode {
                 Mode::Long if self.rng.below(3) == 0 => 0x40 + self.rng.below(16) as u8,
-                _ => self.rng.pick(&PREFIXES),
+                _ => self.rng.pick(REDUNDANT),
             };
         }
         let Some(plain) = self.encoded(&item.instruction, &[]) else { return };
@@ -276,6 +335,28 @@ impl Generator<'_> {
             item.prefixes = prefixes;
             item.prefix_count = count as u8;
         }
+    }
+
+    /// Bytes in the shape of code, as many as the longest instruction has.
+    fn random_code(&mut self) -> [u8; 15] {
+        let mut bytes = [0; 15];
+        self.rng.fill(&mut bytes);
+        let mut at = self.rng.below(3) as usize;
+        for prefix in &mut bytes[..at] {
+            *prefix = self.rng.pick(&PREFIXES);
+        }
+        if self.mode == Mode::Long && self.rng.below(3) == 0 {
+            bytes[at] = 0x40 | bytes[at] & 0xf;
+            at += 1;
+        }
+        match self.rng.below(9) {
+            0..4 => bytes[at] = 0x0f,
+            4 => bytes[at..at + 2].copy_from_slice(&[0x0f, 0x38]),
+            5 => bytes[at..at + 2].copy_from_slice(&[0x0f, 0x3a]),
+            6 => bytes[at] = self.rng.pick(&[0xc4, 0xc5]),
+            _ => {}
+        }
+        bytes
     }
 
     /// LOCK where it is not allowed: #UD.
@@ -303,7 +384,8 @@ impl Generator<'_> {
 
     /// An address close enough to the final one for relative operands.
     fn address_for_encoding(&self) -> u64 {
-        CODE - self.mode.code_base()
+        let area = if self.writable { WRITABLE_CODE } else { CODE };
+        area - self.mode.code_base()
     }
 
     fn decode(&self, bytes: &[u8], at: u64) -> Instruction {

@@ -194,7 +194,8 @@ impl Generator<'_> {
 
     fn immediate(&mut self, instruction: &mut Instruction, i: u32, kind: OpCodeOperandKind) -> Option<()> {
         use OpCodeOperandKind as K;
-        let value = self.rng.value();
+        // Small immediates are counts and controls, of which all values matter.
+        let value = if self.rng.below(2) == 0 { self.rng.next() } else { self.rng.value() };
         match kind {
             K::imm8 if i > 0 && matches!(instruction.op_kind(i - 1), OpKind::Immediate8 | OpKind::Immediate16) => {
                 instruction.set_op_kind(i, OpKind::Immediate8_2nd);

@@ -283,6 +283,44 @@ impl Generator<'_> {
         self.emit(instruction, Target::None);
     }
 
+    // ------------------------------------------------------------ self-modifying code
+
+    /// A store into the immediate operand of an instruction that follows soon.
+    pub(super) fn rewrite_code(&mut self) {
+        let size = self.rng.pick(&[1u64, 1, 4, 2]);
+        let (code, kind) = match size {
+            1 => (Code::Mov_rm8_imm8, OpKind::Immediate8),
+            2 => (Code::Mov_rm16_imm16, OpKind::Immediate16),
+            _ => (Code::Mov_rm32_imm32, OpKind::Immediate32),
+        };
+        let mut store = Instruction::default();
+        store.set_code(code);
+        store.set_op_kind(0, OpKind::Memory);
+        store.set_memory_displ_size(if self.mode == Mode::Long { 8 } else { 4 });
+        if self.mode == Mode::Long && self.rng.below(2) == 0 {
+            store.set_memory_base(Register::RIP);
+        }
+        store.set_op_kind(1, kind);
+        let value = self.rng.next();
+        match size {
+            1 => store.set_immediate8(value as u8),
+            2 => store.set_immediate16(value as u16),
+            _ => store.set_immediate32(value as u32),
+        }
+        let between = self.rng.below(3) as usize;
+        // The immediate of MOV to a 32-bit register lies behind its opcode.
+        self.push(Item::new(store, Target::Code(self.items.len() + 1 + between, 1)));
+        for _ in 0..between {
+            let (a, b) = (self.rng.below(3) as u32, self.rng.below(3) as u32);
+            let mov = Instruction::with2(Code::Mov_r32_rm32, Register::EAX + a, Register::EAX + b);
+            self.push(Item::new(mov.expect("MOV takes two registers"), Target::None));
+        }
+        let r = self.rng.pick(&[0u32, 1, 2, 3]);
+        let mov = Instruction::with2(Code::Mov_r32_imm32, Register::EAX + r, self.rng.next() as u32);
+        self.push(Item::new(mov.expect("MOV takes a register and an immediate"), Target::None));
+        self.state.known[r as usize] = None;
+    }
+
     // ------------------------------------------------------------ implicit operands
 
     fn translate(&mut self, code: Code) {
@@ -437,7 +475,9 @@ impl Generator<'_> {
             (0x1a_8022, 60),
         ];
         for (bits, permille) in RARE {
-            if self.rng.permille(permille) {
+            // With NT, IRET returns from a task in protected mode only.
+            let task = bits == 1 << 14 && self.kernel == Kernel::Protected;
+            if !task && self.rng.permille(permille) {
                 value |= bits;
             }
         }
@@ -445,7 +485,7 @@ impl Generator<'_> {
     }
 
     fn pop_flags(&mut self, code: Code) {
-        if self.rng.permille(970) {
+        if self.rng.permille(970) || self.kernel == Kernel::Protected {
             let size = match code.mnemonic() {
                 Mnemonic::Popf => 2,
                 Mnemonic::Popfd => 4,
