@@ -59,21 +59,20 @@ impl Runner {
         Ok(Self { sandbox, guests, images, constants, places, limits, cpuid, encoder, ours, trace: Vec::new() })
     }
 
-    /// Runs programs of consecutive seeds until `instructions` were executed or `most` differences found.
+    /// Runs programs of consecutive seeds until `instructions` were executed in all or `most` differences found.
     pub(crate) fn run(
         &mut self,
         plan: &Plan<'_>,
-        seeds: impl Iterator<Item = u64>,
+        seeds: &mut impl Iterator<Item = u64>,
         instructions: u64,
         most: usize,
         coverage: &mut Coverage,
     ) -> Vec<Mismatch> {
-        let mut seeds = seeds.peekable();
         let mut mismatches: Vec<Mismatch> = Vec::new();
-        let mut batch = self.generate(plan, &mut seeds);
+        let mut batch = self.generate(plan, seeds);
         while !batch.is_empty() {
             self.sandbox.submit(batch.iter().map(|(_, program)| &*program.input));
-            let next = self.generate(plan, &mut seeds);
+            let next = self.generate(plan, seeds);
             let outcomes = match self.sandbox.wait() {
                 Ok(outcomes) => outcomes.to_vec(),
                 Err(died) => {
@@ -282,10 +281,47 @@ fn memory_images() -> (Box<[[u8; MEMORY_LEN]; IMAGES + 1]>, [u8; PAGE as usize])
     (images, constants)
 }
 
+/// What environment variables ask for.
+struct Settings {
+    seed: Option<u64>,
+    programs: Option<u64>,
+    instructions: Option<u64>,
+    code: Option<Code>,
+    reports: Option<u64>,
+}
+
+impl Settings {
+    fn new() -> Self {
+        let number = |name: &str| {
+            let text = std::env::var(name).ok()?;
+            let digits = text.trim_start_matches("0x");
+            let radix = if digits.len() < text.len() { 16 } else { 10 };
+            Some(u64::from_str_radix(digits, radix).unwrap_or_else(|_| panic!("{name} is not a number: {text}")))
+        };
+        let code = std::env::var("DIFFERENTIAL_CODE").ok().map(|name| {
+            Code::values()
+                .find(|code| format!("{code:?}") == name)
+                .unwrap_or_else(|| panic!("DIFFERENTIAL_CODE is not a name of iced_x86::Code: {name}"))
+        });
+        Self {
+            seed: number("DIFFERENTIAL_SEED"),
+            programs: number("DIFFERENTIAL_PROGRAMS"),
+            instructions: number("DIFFERENTIAL_INSTRUCTIONS"),
+            code,
+            reports: number("DIFFERENTIAL_REPORTS"),
+        }
+    }
+
+    /// Only a part of what there is to test is asked for.
+    fn is_partial(&self) -> bool {
+        self.programs.is_some() || self.code.is_some()
+    }
+}
+
 /// Runs a family of encodings and says what came of it.
 ///
 /// # Panics
-/// A difference, or an encoding that was never executed.
+/// A difference, or something that was never executed.
 pub(crate) fn family(which: Family, mode: Mode, instructions: u64) {
     let mut runner = match Runner::new(mode) {
         Ok(runner) => runner,
@@ -298,26 +334,13 @@ pub(crate) fn family(which: Family, mode: Mode, instructions: u64) {
         println!("skipped: this host lets no program use a local descriptor table");
         return;
     }
-    let number = |name: &str| {
-        let text = std::env::var(name).ok()?;
-        let digits = text.trim_start_matches("0x");
-        u64::from_str_radix(digits, if digits.len() < text.len() { 16 } else { 10 }).ok()
-    };
-    let only = std::env::var("DIFFERENTIAL_CODE").ok();
-    let only =
-        only.map(|name| Code::values().find(|code| format!("{code:?}") == name).expect("a name of iced_x86::Code"));
+    let settings = Settings::new();
     let codes = Codes::new(which, mode, &runner.cpuid, runner.limits.fsgsbase);
-    let plan = Plan { mode, family: which, codes: &codes, limits: runner.limits, places: runner.places, only };
-    let first = number("DIFFERENTIAL_SEED");
-    let start = first.unwrap_or_else(random_seed);
-    let count = number("DIFFERENTIAL_INSTRUCTIONS").unwrap_or(instructions);
-    let programs = number("DIFFERENTIAL_PROGRAMS").unwrap_or(u64::MAX);
-    println!("{which:?} {mode:?}: seeds from {start:#x}");
-    let seeds = (0..programs).map(|i| start.wrapping_add(i) & !(0xff << 56));
-    let mut coverage = Coverage::default();
-    let most = number("DIFFERENTIAL_REPORTS").unwrap_or(1) as usize;
+    let plan =
+        Plan { mode, family: which, codes: &codes, limits: runner.limits, places: runner.places, only: settings.code };
     let began = std::time::Instant::now();
-    let mismatches = runner.run(&plan, seeds, count, most, &mut coverage);
+    let mut coverage = Coverage::default();
+    let mismatches = rounds(&mut runner, &plan, &settings, instructions, &mut coverage);
     println!(
         "{which:?} {mode:?}: {} instructions of {} encodings in {} programs, {:.1?}; ended by vector {:?}",
         coverage.instructions,
@@ -331,10 +354,36 @@ pub(crate) fn family(which: Family, mode: Mode, instructions: u64) {
         println!("again with: DIFFERENTIAL_SEED={:#x} DIFFERENTIAL_PROGRAMS=1\n", mismatch.seed);
     }
     assert!(mismatches.is_empty(), "the CPU and the host differ in {} cases", mismatches.len());
-    if only.is_none() && programs == u64::MAX {
+    if !settings.is_partial() {
         let gaps = coverage.gaps(&codes, which, mode);
         assert!(gaps.is_empty(), "not everything was executed:\n{}", gaps.join("\n"));
     }
+}
+
+/// Runs programs until enough instructions, and everything that is to be covered, were executed.
+fn rounds(
+    runner: &mut Runner,
+    plan: &Plan<'_>,
+    settings: &Settings,
+    instructions: u64,
+    coverage: &mut Coverage,
+) -> Vec<Mismatch> {
+    let start = settings.seed.unwrap_or_else(random_seed);
+    println!("{:?} {:?}: seeds from {start:#x}", plan.family, plan.mode);
+    // The upper byte is for programs that turn out not to be possible.
+    let mut seeds = (0..settings.programs.unwrap_or(u64::MAX)).map(|i| start.wrapping_add(i) & !(0xff << 56));
+    let most = settings.reports.unwrap_or(1) as usize;
+    let round = settings.instructions.unwrap_or(instructions);
+    const MOST_ROUNDS: u64 = 8;
+    let mut mismatches = Vec::new();
+    for n in 1..=MOST_ROUNDS {
+        mismatches = runner.run(plan, &mut seeds, n * round, most, coverage);
+        let complete = coverage.gaps(plan.codes, plan.family, plan.mode).is_empty();
+        if complete || settings.is_partial() || !mismatches.is_empty() {
+            break;
+        }
+    }
+    mismatches
 }
 
 fn random_seed() -> u64 {
