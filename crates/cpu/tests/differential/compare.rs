@@ -65,8 +65,8 @@ pub(crate) fn differences(program: &Program, native: &Outcome, ours: &Outcome, p
             check("cr2", native.cr2, ours.cr2);
         }
     }
-    let in_kernel = native.cr2 >= LAST_USER_PAGE
-        || program.mode != Mode::Long && native.cr2.wrapping_sub(KERNEL_32) < 1 << 20;
+    let in_kernel =
+        native.cr2 >= LAST_USER_PAGE || program.mode != Mode::Long && native.cr2.wrapping_sub(KERNEL_32) < 1 << 20;
     if native.vector == PF && in_kernel {
         // Linux does not tell which addresses of its own, from the guard page below them on, are mapped, and our
         // kernel's are not the host's.
