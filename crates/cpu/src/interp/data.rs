@@ -1,13 +1,14 @@
 //! Data movement between general-purpose registers and memory: MOV, MOVZX, MOVSX, MOVSXD, LEA, XCHG, BSWAP, CMOVcc, SETcc, conversions.
 
 use iced_x86::Mnemonic;
+use platform::x86::gpr::{RAX, RDX};
+use platform::x86::rflags;
 
 use super::control::Condition;
 use super::operand::{I, M, R1, R2, Source, sized, stack_error};
 use crate::decode::{Choice, Decoding, Handler, Op, Slot, next};
 use crate::state::int::Int;
 use crate::{Step, Vcpu};
-use platform::x86::gpr::{RAX, RDX};
 
 fn mov<T: Int, D: Move, S: Source>(vcpu: &mut Vcpu, op: &Op) -> Step {
     let value = S::get::<T>(vcpu, op)?;
@@ -208,7 +209,6 @@ pub(crate) fn select(d: &mut Decoding<'_>) -> Option<Choice> {
         N::Reservednop if d.features.amd && d.shape[0] == Slot::Reg && is_0f0d(d) => return None,
         N::Nop
         | N::Reservednop
-        | N::Pause
         | N::Prefetchw
         | N::Prefetch
         | N::Prefetchnta
@@ -218,10 +218,27 @@ pub(crate) fn select(d: &mut Decoding<'_>) -> Option<Choice> {
         | N::Endbr64
         | N::Endbr32
         | N::Prefetchwt1 => Some(nop as Handler),
+        N::Pause => Some(pause as Handler),
         N::Lfence | N::Mfence | N::Sfence => Some(fence as Handler),
         _ => conditional(d),
     };
     next(run?)
+}
+
+/// How many PAUSEs make a spin loop.
+const SPINNING: u8 = 16;
+
+/// Offers the host CPU to others when the guest spins: where there are fewer host CPUs than vCPUs, the one that it waits for may
+/// be among those that do not run. Not with interrupts off, where guests do not expect to be gone for long.
+fn pause(vcpu: &mut Vcpu, _: &Op) -> Step {
+    vcpu.pauses = vcpu.pauses.saturating_add(1);
+    if vcpu.pauses >= SPINNING && vcpu.flags.sys & rflags::IF != 0 {
+        vcpu.pauses = 0;
+        std::thread::yield_now();
+    } else {
+        std::hint::spin_loop();
+    }
+    Ok(())
 }
 
 /// The host orders memory as the guest expects; the fence keeps the compiler's and the store buffer's order.

@@ -124,6 +124,8 @@ pub struct Vcpu {
     pub(crate) nmi_waiting: bool,
     /// NMIs are blocked until IRET.
     pub(crate) nmi_blocked: bool,
+    /// PAUSEs since the host CPU was last offered to others.
+    pub(crate) pauses: u8,
     /// Bits for DR6 of a pending debug trap.
     pub(crate) pending_dr6: u64,
     pub(crate) activity: platform::x86::Activity,
@@ -326,6 +328,7 @@ impl Vcpu {
             interrupt_waiting: false,
             nmi_waiting: false,
             nmi_blocked: false,
+            pauses: 0,
             pending_dr6: 0,
             activity: platform::x86::Activity::Running,
             msrs: Msrs::default(),

@@ -87,7 +87,7 @@ fn native_form(i: &Instruction) -> How {
         N::Cbw | N::Cwde | N::Cdqe | N::Cwd | N::Cdq | N::Cqo | N::Clc | N::Stc | N::Cmc | N::Lahf | N::Sahf => {
             How::Copy
         }
-        N::Pause | N::Lfence | N::Sfence | N::Mfence => How::Copy,
+        N::Lfence | N::Sfence | N::Mfence => How::Copy,
         N::Lea if i.op0_register().size() >= 4 => How::Lea,
         N::Mov if is_opcode_register(code.op0_kind()) => high_or(i, How::MovImmediate),
         N::Bswap if i.op0_register().size() >= 4 => How::Bswap,
