@@ -9,30 +9,34 @@ use crate::{Bhyve, Vm, files};
 /// The prompt of the guest's shell.
 pub const PROMPT: &str = "/ # ";
 
-/// Guests that run at the same time at most: they are heavy, and a starved guest tells little.
-const AT_ONCE: usize = 2;
+/// The host's CPUs that running guests occupy.
+static TAKEN: Mutex<u32> = Mutex::new(0);
+static FREED: Condvar = Condvar::new();
 
-static RUNNING: Mutex<usize> = Mutex::new(0);
-static ENDED: Condvar = Condvar::new();
+/// The host's CPUs.
+pub fn host_cpus() -> u32 {
+    std::thread::available_parallelism().map_or(1, |count| count.get().try_into().unwrap_or(u32::MAX))
+}
 
-/// The right to run a guest.
-struct Permit(());
+/// The right to run a guest: starved ones tell little, so each gets as many of the host's CPUs as it has itself, or all.
+struct Permit(u32);
 
 impl Permit {
-    fn wait() -> Self {
-        let mut running = RUNNING.lock().unwrap_or_else(PoisonError::into_inner);
-        while *running >= AT_ONCE {
-            running = ENDED.wait(running).unwrap_or_else(PoisonError::into_inner);
+    fn wait(cpus: u32) -> Self {
+        let cpus = cpus.min(host_cpus());
+        let mut taken = TAKEN.lock().unwrap_or_else(PoisonError::into_inner);
+        while *taken + cpus > host_cpus() {
+            taken = FREED.wait(taken).unwrap_or_else(PoisonError::into_inner);
         }
-        *running += 1;
-        Self(())
+        *taken += cpus;
+        Self(cpus)
     }
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        *RUNNING.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
-        ENDED.notify_one();
+        *TAKEN.lock().unwrap_or_else(PoisonError::into_inner) -= self.0;
+        FREED.notify_all();
     }
 }
 
@@ -114,7 +118,7 @@ impl Linux {
         for key in [&kernel, &initrd, &cmdline].into_iter().chain(&self.keys) {
             args.extend(["-o", key]);
         }
-        Guest::start(&Bhyve::new(args).arg("linux"))
+        Guest::start(&Bhyve::new(args).arg("linux"), self.cpus)
     }
 
     /// Starts it and waits for the prompt of its shell.
@@ -136,12 +140,12 @@ pub struct Guest {
 }
 
 impl Guest {
-    /// Starts `bhyve` when not too many other guests run.
+    /// Starts `bhyve` with so many vCPUs when not too many other guests run.
     ///
     /// # Panics
     /// It does not start.
-    pub fn start(bhyve: &Bhyve) -> Self {
-        let permit = Permit::wait();
+    pub fn start(bhyve: &Bhyve, cpus: u32) -> Self {
+        let permit = Permit::wait(cpus);
         Self { vm: bhyve.start(), _permit: permit }
     }
 

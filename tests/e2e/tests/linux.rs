@@ -3,7 +3,7 @@
 use std::os::unix::process::ExitStatusExt;
 use std::time::Instant;
 
-use e2e::linux::Guest;
+use e2e::linux::{Guest, host_cpus};
 use e2e::{Linux, files, host};
 use rustix::process::Signal;
 
@@ -54,27 +54,30 @@ fn general_form(message: &str) -> String {
 }
 
 /// Checks that the kernel complains of nothing that it does not complain of on QEMU.
-fn check_complaints(guest: &Guest, smoke: &str) {
-    let known = include_str!("qemu-complaints.txt").lines().filter(|line| *line != "#" && !line.starts_with("# "));
-    let known: Vec<_> = known.collect();
-    let new: Vec<_> =
-        between(smoke, "COMPLAINTS").into_iter().filter(|line| !known.contains(&&*general_form(line))).collect();
+fn check_complaints(guest: &Guest, cpus: u32, smoke: &str) {
+    let mut known: Vec<_> = include_str!("qemu-complaints.txt").lines().filter(|line| !line.starts_with(';')).collect();
+    if cpus > host_cpus() {
+        // A vCPU cannot help being away for a while where it has no host CPU of its own.
+        known.push("hrtimer: interrupt took N ns");
+    }
+    let complaints = between(smoke, "COMPLAINTS");
+    let new: Vec<_> = complaints.into_iter().filter(|line| !known.contains(&&*general_form(line))).collect();
     guest.check(smoke.contains("COMPLAINTS-END"), "the list of complaints has no end");
     guest.check(new.is_empty(), &format!("the kernel complains, and not on QEMU:\n{}", new.join("\n")));
 }
 
 /// Runs the guest's `smoke` and checks what every guest must have.
-fn check_smoke(guest: &mut Guest, cpus: usize) {
+fn check_smoke(guest: &mut Guest, cpus: u32) {
     let smoke = guest.shell("sh /tests/smoke");
     guest.check(smoke.contains(&format!("NPROC {cpus}\n")), "another number of CPUs");
     let interrupts = Interrupts::parse(&smoke);
-    guest.check(interrupts.cpus == cpus, "interrupts of another number of CPUs");
+    guest.check(interrupts.cpus == cpus as usize, "interrupts of another number of CPUs");
     for name in ["timer", "ttyS0"] {
         guest.check(interrupts.total(&["IO-APIC", name]) > 0, &format!("no interrupt of {name} by the I/O APIC"));
     }
     let ticks = interrupts.counts(&["LOC:"]);
-    guest.check(ticks.len() == cpus && ticks.iter().all(|count| *count > 0), "a CPU without timer interrupts");
-    check_complaints(guest, &smoke);
+    guest.check(ticks.len() == cpus as usize && ticks.iter().all(|count| *count > 0), "a CPU without timer interrupts");
+    check_complaints(guest, cpus, &smoke);
 }
 
 /// Checks that the virtio devices have MSI-X, and that it works.

@@ -8,7 +8,7 @@ fn memtest_draws_its_screen_and_completes_tests() {
     let image = format!("kernel.image={}", files::guest_file("memtest/memtest86+x64.bin").display());
     let cmdline = "kernel.cmdline=console=ttyS0,115200";
     let args = ["-AHP", "-m", "32M", "-s", "31,lpc", "-l", "com1,stdio", "-o", &image, "-o", cmdline, "memtest"];
-    let mut guest = Guest::start(&Bhyve::new(args));
+    let mut guest = Guest::start(&Bhyve::new(args), 1);
     guest.wait_for("Memtest86+ v");
     guest.wait_for("Memory  :   32MB");
     // It draws every other second, so that quick tests may pass unseen. When a later one than the first runs, that is complete.
