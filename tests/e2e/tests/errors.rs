@@ -4,6 +4,7 @@
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
+use std::process::Command;
 
 use e2e::kernel::READY;
 use e2e::{Bhyve, Outcome, files, kernel};
@@ -150,7 +151,10 @@ fn a_disk_without_write_permission_is_read_only() {
     if rustix::process::geteuid().is_root() {
         // Nothing is forbidden to root. Another user may not be able to reach the program where it is.
         let program = folder.path().join("bhyve");
-        fs::copy(files::program(), &program).unwrap();
+        // Another process makes the copy: a child that another test starts just now would inherit the file, open for
+        // writing, and until it has let go of that nobody can run the copy.
+        let copied = Command::new("cp").arg(files::program()).arg(&program).status().unwrap();
+        assert!(copied.success(), "cp: {copied}");
         fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
         bhyve = bhyve.with_program(&program).as_user(65534);
     }

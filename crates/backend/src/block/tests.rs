@@ -213,6 +213,11 @@ fn names_the_process_that_holds_the_lock() {
     lock::lock(&file, &options.path, true).unwrap();
     // The lock belongs to the open file, which the child keeps when this process lets go of it.
     let mut child = std::process::Command::new("sleep").arg("1000").stdin(file).spawn().unwrap();
+    // A process that has only just become another program has no command line for a moment.
+    let command = format!("/proc/{}/cmdline", child.id());
+    while std::fs::read(&command).unwrap().is_empty() {
+        std::thread::yield_now();
+    }
     let error = b.open(&options).err().unwrap().to_string();
     child.kill().unwrap();
     child.wait().unwrap();

@@ -26,6 +26,9 @@ struct Snapshot {
     regs: [u64; 32],
     flags: Flags,
     fault_address: u64,
+    vectors: [[u8; 64]; 32],
+    opmasks: [u64; 8],
+    mxcsr: u32,
 }
 
 /// What the interpreter made of a block.
@@ -67,7 +70,14 @@ impl Vcpu {
     }
 
     fn snapshot(&self) -> Snapshot {
-        Snapshot { regs: self.regs, flags: self.flags, fault_address: self.fault_address }
+        Snapshot {
+            regs: self.regs,
+            flags: self.flags,
+            fault_address: self.fault_address,
+            vectors: self.fpu.vectors,
+            opmasks: self.fpu.opmasks,
+            mxcsr: self.fpu.mxcsr(),
+        }
     }
 
     /// Runs `count` instructions in the interpreter and takes their effects back. `None` if they cannot be compared.
@@ -90,6 +100,8 @@ impl Vcpu {
             let _ = self.memory.write(*gpa, old);
         }
         (self.regs, self.flags, self.fault_address) = (before.regs, before.flags, before.fault_address);
+        (self.fpu.vectors, self.fpu.opmasks) = (before.vectors, before.opmasks);
+        self.fpu.set_mxcsr(before.mxcsr);
         let special = self.shadow != Shadow::None || self.attention != 0;
         (!log.aborted && !special).then_some(Expected { before, after, outcome, memory })
     }
@@ -115,6 +127,19 @@ impl Vcpu {
         let (want, got) = (expected.after.flags.value() & mask, self.flags.value() & mask);
         if want != got {
             let _ = writeln!(found, "flags: interpreter {want:#x}, translated {got:#x}");
+        }
+        for (n, (want, got)) in expected.after.vectors.iter().zip(&self.fpu.vectors).enumerate() {
+            if want != got {
+                let _ = writeln!(found, "vector {n}: interpreter {want:x?}, translated {got:x?}");
+            }
+        }
+        let (want, got) = (expected.after.opmasks, self.fpu.opmasks);
+        if want != got {
+            let _ = writeln!(found, "opmasks: interpreter {want:x?}, translated {got:x?}");
+        }
+        let (want, got) = (expected.after.mxcsr, self.fpu.mxcsr());
+        if want != got {
+            let _ = writeln!(found, "MXCSR: interpreter {want:#x}, translated {got:#x}");
         }
         if expected.outcome != outcome {
             let _ = writeln!(found, "outcome: interpreter {:?}, translated {outcome:?}", expected.outcome);

@@ -1,6 +1,7 @@
 //! Which code was made from what, and how long it stays valid.
 
 use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
 
 use memory::{CodeTag, PageMap};
 
@@ -11,8 +12,8 @@ pub(crate) struct Key {
     pub(crate) phys: u64,
     /// Guest-physical page that the block's only instruction crosses into, or 1.
     pub(crate) second: u64,
-    /// Decoding mode and access mode.
-    pub(crate) mode: (u8, u8),
+    /// Decoding mode, access mode, vector level.
+    pub(crate) mode: (u8, u8, u8),
 }
 
 /// [`Key::second`] of a block inside one page.
@@ -32,6 +33,27 @@ pub(crate) struct Block {
     pub(crate) instructions: u32,
 }
 
+/// A fast hash for keys that nobody gains by making collide: guests only slow down themselves.
+#[derive(Default)]
+struct Mix(u64);
+
+impl Hasher for Mix {
+    fn finish(&self) -> u64 {
+        self.0 ^ self.0 >> 29
+    }
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|byte| self.write_u64(u64::from(*byte)));
+    }
+    fn write_u8(&mut self, value: u8) {
+        self.write_u64(u64::from(value));
+    }
+    fn write_u64(&mut self, value: u64) {
+        self.0 = (self.0.rotate_left(23) ^ value).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
+}
+
+type Map<K, V> = HashMap<K, V, BuildHasherDefault<Mix>>;
+
 struct Page {
     tag: CodeTag,
     blocks: Vec<u32>,
@@ -41,9 +63,9 @@ struct Page {
 /// The blocks of one vCPU.
 #[derive(Default)]
 pub(crate) struct Blocks {
-    by_key: HashMap<Key, u32>,
+    by_key: Map<Key, u32>,
     list: Vec<Block>,
-    pages: HashMap<u64, Page>,
+    pages: Map<u64, Page>,
     /// [`PageMap::code_epoch`] up to which writes were looked at.
     epoch: u32,
 }

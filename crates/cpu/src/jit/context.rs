@@ -55,6 +55,8 @@ pub(crate) struct Context {
     pub(crate) gs_base: u64,
     /// All ones but the offset in a page.
     pub(crate) page_mask: u64,
+    /// Zero while the guest's vector registers and MXCSR are in the host's.
+    pub(crate) unloaded: u64,
     /// R15 when a trampoline was called: a linear address or the target of an indirect branch.
     pub(crate) linear: u64,
     /// Arithmetic flags: AH as LAHF stores it in bits 15:8, OF in bit 0.
@@ -66,6 +68,17 @@ pub(crate) struct Context {
     pub(crate) host_rsp: u64,
     pub(crate) target: u64,
     pub(crate) vcpu: *mut Vcpu,
+    /// As `page_mask`, with the low bits of an aligned offset.
+    pub(crate) page_mask16: u64,
+    pub(crate) page_mask32: u64,
+    pub(crate) page_mask64: u64,
+    /// Address of the vCPU's vector registers' struct, and of the code that loads and saves them.
+    pub(crate) fpu: u64,
+    pub(crate) load: u64,
+    pub(crate) save: u64,
+    /// MXCSR of the guest and of the host.
+    pub(crate) mxcsr: u64,
+    pub(crate) host_mxcsr: u64,
 }
 
 /// Offset of a field.

@@ -77,6 +77,10 @@ pub(crate) struct Jit {
     fast_pext: bool,
     pub(crate) counters: TranslatorCounters,
     checks: u32,
+    /// Vector level that code is made for and looked up by.
+    vectors: u8,
+    /// The vector registers were loaded when emitted code was left.
+    loaded: bool,
 }
 
 /// Site that every trampoline may be called with: a block that was dropped.

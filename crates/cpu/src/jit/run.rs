@@ -1,7 +1,7 @@
 //! Entering emitted code, and what it calls.
 #![allow(unsafe_code)]
 
-use platform::x86::{gpr, rflags, seg};
+use platform::x86::{cr0, cr4, gpr, rflags, seg};
 
 use super::arena::Arena;
 use super::blocks::{self, Block, Key, ONE_PAGE};
@@ -14,6 +14,7 @@ use crate::mmu::walk::is_canonical;
 use crate::state::{RIP, Shadow};
 use crate::translate::asm::Asm;
 use crate::translate::block::{Request, Translation, translate};
+use crate::translate::vector::level;
 use crate::translate::{Site, SiteKind};
 use crate::{Step, Trap, Vcpu};
 
@@ -59,6 +60,8 @@ impl Jit {
             fast_pext,
             counters: TranslatorCounters::default(),
             checks: 0,
+            vectors: level::NONE,
+            loaded: false,
         })
     }
 
@@ -88,6 +91,9 @@ impl Vcpu {
         let context = unsafe { &mut *tables.context() };
         context.events = self.events.word_address();
         context.page_mask = !0xfff;
+        (context.page_mask16, context.page_mask32, context.page_mask64) = (!0xff0, !0xfe0, !0xfc0);
+        context.unloaded = 1;
+        context.host_mxcsr = 0x1f80;
         self.tlb.set_tables(Some(tables));
         self.jit = Some(Box::new(jit));
         Ok(())
@@ -111,6 +117,7 @@ impl Vcpu {
             return None;
         }
         self.drop_stale_code();
+        self.follow_vector_level();
         let code = self.translated_code()?;
         if self.checking() {
             return self.enter_checked(code);
@@ -147,6 +154,7 @@ impl Vcpu {
             (*context).vcpu = vcpu;
             (*context).regs = (*vcpu).regs.as_mut_ptr() as u64;
             (*context).linear = (*vcpu).regs[RIP];
+            (*context).fpu = std::ptr::from_mut(&mut *(*vcpu).fpu) as u64;
         }
         self.store_context();
         // SAFETY: `enter` is the trampoline; `code` is the entry of a block whose page has not been written since it was
@@ -169,9 +177,55 @@ impl Vcpu {
     fn store_context(&mut self) {
         let value = self.flags.value();
         let (fs, gs) = (self.seg_base[seg::FS], self.seg_base[seg::GS]);
+        let mxcsr = u64::from(self.fpu.mxcsr());
         let context = self.context();
         context.flags = (value & 0xff) << 8 | u64::from(value & rflags::OF != 0);
         (context.fs_base, context.gs_base) = (fs, gs);
+        context.mxcsr = mxcsr;
+    }
+
+    /// The vector level that code is looked up by.
+    fn vectors(&self) -> u8 {
+        self.jit.as_ref().map_or(level::NONE, |jit| jit.vectors)
+    }
+
+    /// Which vector instructions may run natively now: exceptions must be masked, so that none can be raised.
+    #[inline]
+    fn vector_level(&self) -> u8 {
+        /// All exceptions masked, no tolerance for misaligned operands.
+        const MASKS: u32 = 0x1f80;
+        const MISALIGNED: u32 = 1 << 17;
+        let off = self.cr0 & (cr0::EM | cr0::TS) | !self.cr4 & cr4::OSFXSR;
+        if off != 0 || self.fpu.mxcsr() & (MASKS | MISALIGNED) != MASKS || vector_width() < 32 {
+            return level::NONE;
+        }
+        let avx = self.cr4 & cr4::OSXSAVE != 0 && self.xcr0 & 6 == 6;
+        match (avx, self.xcr0 & 0xe0 == 0xe0) {
+            (false, _) => level::SSE,
+            (true, false) => level::AVX,
+            (true, true) if vector_width() < 64 => level::AVX,
+            (true, true) => level::AVX512,
+        }
+    }
+
+    /// Makes `vector_level` the one that code is looked up by.
+    #[inline]
+    fn follow_vector_level(&mut self) {
+        let level = self.vector_level();
+        if self.vectors() != level {
+            self.change_vector_level(level);
+        }
+    }
+
+    #[cold]
+    fn change_vector_level(&mut self, new: u8) {
+        let Some(jit) = self.jit.as_mut() else { return };
+        jit.vectors = new;
+        let (load, save) = jit.trampolines.vectors[usize::from(new == level::AVX512)];
+        let (load, save) = (jit.arena.address(load) as u64, jit.arena.address(save) as u64);
+        let context = self.context();
+        (context.load, context.save) = (load, save);
+        self.tlb.forget_jumps();
     }
 
     /// Takes the flags out of the context block.
@@ -214,7 +268,7 @@ impl Vcpu {
     }
 
     fn key(&self, phys: u64, second: u64) -> Key {
-        Key { phys, second, mode: (self.mode.key(), self.tlb.mode() as u8) }
+        Key { phys, second, mode: (self.mode.key(), self.tlb.mode() as u8, self.vectors()) }
     }
 
     /// Address of the code for RIP, or `None`.
@@ -308,6 +362,7 @@ impl Vcpu {
             first_site: jit.sites.len() as u32,
             block: jit.blocks.next(),
             fast_pext: jit.fast_pext,
+            vectors: jit.vectors,
             checking: jit.options.check != 0,
         };
         translate(&request, &mut self.host_alu)
@@ -347,7 +402,7 @@ impl Vcpu {
     fn next_code(&mut self) -> *const u8 {
         let behind = self.jit.as_ref().is_none_or(|jit| jit.blocks.is_behind(self.memory.pages()));
         let busy = self.events.pending() | self.attention != 0 || self.shadow != Shadow::None;
-        if behind || busy || !self.translatable() || self.checking() {
+        if behind || busy || !self.translatable() || self.checking() || self.vector_level() != self.vectors() {
             return self.leave_with(Ok(()));
         }
         match self.translated_code() {
@@ -362,6 +417,21 @@ impl Vcpu {
 
     fn checking(&self) -> bool {
         self.jit.as_ref().is_some_and(|jit| jit.options.check != 0)
+    }
+
+    /// Notes that the vector registers are with Rust now.
+    #[inline]
+    fn take_vectors(&mut self) {
+        let context = self.context();
+        let loaded = context.unloaded == 0;
+        context.unloaded = 1;
+        let mxcsr = context.mxcsr as u32;
+        if loaded {
+            self.fpu.set_mxcsr(mxcsr);
+        }
+        if let Some(jit) = self.jit.as_mut() {
+            jit.loaded = loaded;
+        }
     }
 
     fn serve_op(&mut self, site: Site) -> *const u8 {
@@ -394,12 +464,14 @@ impl Vcpu {
             || self.attention != 0
             || self.shadow != Shadow::None
             || self.tlb.mode() as u8 != site.access
+            || self.vector_level() != jit.vectors
             || jit.blocks.is_behind(self.memory.pages());
         if disturbed {
             return self.leave_with(Ok(()));
         }
-        let resume = jit.arena.address(resume);
+        let (resume, loaded) = (jit.arena.address(resume), jit.loaded);
         self.store_context();
+        self.context().unloaded = u64::from(!loaded);
         resume
     }
 
@@ -474,6 +546,7 @@ unsafe fn serve(context: *mut Context, number: *const u32, served: Served) -> *c
     // SAFETY: by the caller's promise.
     let number = unsafe { number.read_unaligned() };
     let site = vcpu.site(number);
+    vcpu.take_vectors();
     served(vcpu, site)
 }
 
@@ -489,6 +562,12 @@ gate!(on_op => serve_op);
 gate!(on_link => serve_link);
 gate!(on_branch => serve_branch);
 gate!(on_event => serve_event);
+
+/// Bytes of the vector registers that emitted code may use; 0 if none.
+pub(crate) fn vector_width() -> usize {
+    static WIDTH: std::sync::OnceLock<usize> = std::sync::OnceLock::new();
+    *WIDTH.get_or_init(host::vector_width)
+}
 
 /// What depends on the host's architecture.
 mod host {
@@ -516,6 +595,20 @@ mod host {
     #[cfg(not(target_arch = "x86_64"))]
     pub(super) fn pext() -> Option<bool> {
         None
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    pub(super) fn vector_width() -> usize {
+        use std::arch::is_x86_feature_detected as has;
+        match (has!("avx"), has!("avx512f") && has!("avx512bw") && has!("avx512vl")) {
+            (_, true) => 64,
+            (true, false) => 32,
+            (false, false) => 0,
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    pub(super) fn vector_width() -> usize {
+        0
     }
 
     /// Enters emitted code.

@@ -37,6 +37,8 @@ pub(crate) struct Trampolines {
     pub(crate) branch: u32,
     /// Leaves for an event.
     pub(crate) event: u32,
+    /// Loading and saving of 16 vector registers of 256 bits, and of 32 of 512 bits with opmasks; 0 where the host lacks them.
+    pub(crate) vectors: [(u32, u32); 2],
 }
 
 /// The Rust functions that trampolines call: (context, address of the site number) to where to go on, or null to leave.
@@ -64,7 +66,57 @@ pub(crate) fn emit(asm: &mut Asm, targets: &Targets) -> Trampolines {
     trampolines.link = emit_leave(asm, targets.link, resume);
     trampolines.branch = emit_leave(asm, targets.branch, resume);
     trampolines.event = emit_leave(asm, targets.event, resume);
+    let width = super::run::vector_width();
+    if width >= 32 {
+        trampolines.vectors[0] = (emit_vectors(asm, false, true), emit_vectors(asm, false, false));
+    }
+    if width >= 64 {
+        trampolines.vectors[1] = (emit_vectors(asm, true, true), emit_vectors(asm, true, false));
+    }
     trampolines
+}
+
+/// A function that loads or saves the vector registers. Uses RCX when loading, RAX and RCX when saving; keeps flags.
+fn emit_vectors(asm: &mut Asm, wide: bool, load: bool) -> u32 {
+    use crate::interp::fpu::FpuState;
+    let start = asm.here();
+    // The caller's return address is on the stack; when saving, a trampoline's, too.
+    let field = |disp: i32| Mem::context(disp + if load { 8 } else { 16 });
+    asm.load(RCX, &field(at!(fpu)));
+    let vectors = std::mem::offset_of!(FpuState, vectors) as u32;
+    let opcode = if load { 0x10 } else { 0x11 };
+    for n in 0..if wide { 32u8 } else { 16 } {
+        // VMOVUPS of a YMM or ZMM register, [RCX + disp32]
+        if wide {
+            asm.put(&[0x62, (!n >> 3 & 1) << 7 | 0x60 | (!n >> 4 & 1) << 4 | 1, 0x7c, 0x48]);
+        } else {
+            asm.put(&[0xc5, (!n >> 3 & 1) << 7 | 0x7c]);
+        }
+        asm.put(&[opcode, 0x81 | (n & 7) << 3]);
+        asm.u32(vectors + 64 * u32::from(n));
+    }
+    if wide {
+        let masks = std::mem::offset_of!(FpuState, opmasks) as u32;
+        for n in 0..8u8 {
+            // KMOVQ
+            asm.put(&[0xc4, 0xe1, 0xf8, if load { 0x90 } else { 0x91 }, 0x81 | n << 3]);
+            asm.u32(masks + 8 * u32::from(n));
+        }
+    }
+    if load {
+        // LDMXCSR of the guest's
+        asm.op_mem(false, &[0x0f, 0xae], 2, &field(at!(mxcsr)));
+        // MOV ECX, 0
+        asm.mov_imm(RCX, 0);
+        asm.store(&field(at!(unloaded)), RCX);
+    } else {
+        // STMXCSR, LDMXCSR of the host's, VZEROUPPER
+        asm.op_mem(false, &[0x0f, 0xae], 3, &field(at!(mxcsr)));
+        asm.op_mem(false, &[0x0f, 0xae], 2, &field(at!(host_mxcsr)));
+        asm.put(&[0xc5, 0xf8, 0x77]);
+    }
+    asm.u8(0xc3);
+    start
 }
 
 fn push(asm: &mut Asm, r: u8) {
@@ -84,6 +136,13 @@ fn pop(asm: &mut Asm, r: u8) {
 /// Loads the guest's registers and goes to the code in RAX.
 fn emit_resume(asm: &mut Asm) {
     asm.store(&Mem::context(at!(target)), RAX);
+    // Code that was left with the vector registers loaded goes on with them loaded.
+    asm.load(RCX, &Mem::context(at!(unloaded)));
+    let load = asm.jrcxz();
+    let skip = asm.jmp_forward();
+    asm.bind(load);
+    asm.op_mem(false, &[0xff], 2, &Mem::context(at!(load)));
+    asm.bind(skip);
     asm.load(RAX, &Mem::context(at!(flags)));
     // ADD AL, 127 gives OF = bit 0; SAHF leaves it.
     asm.put(&[0x04, 0x7f, 0x9e]);
@@ -121,6 +180,12 @@ fn emit_leave(asm: &mut Asm, function: usize, resume: u32) -> u32 {
         asm.store(&Mem::base(RCX, 8 * (12 + i)), RAX);
     }
     asm.store(&field(at!(linear)), R15);
+    asm.load(RCX, &field(at!(unloaded)));
+    let save = asm.jrcxz();
+    let skip = asm.jmp_forward();
+    asm.bind(save);
+    asm.op_mem(false, &[0xff], 2, &field(at!(save)));
+    asm.bind(skip);
     pop(asm, RSI);
     asm.mov(RDI, RSP);
     asm.mov(RBX, RSP);

@@ -275,7 +275,7 @@ impl Vcpu {
                 global: found.global,
                 untouched,
             };
-            self.tlb.fill(linear, entry, found.large);
+            self.tlb.fill(linear, entry, found.shift);
         }
         Ok(found.phys)
     }
@@ -394,16 +394,17 @@ impl Vcpu {
     /// Copies up to `len` bytes forward between linear addresses, as far as both pages reach and are plain RAM. Returns the
     /// number of bytes copied: 0 where the copy needs care (MMIO, code, breakpoints, overlap that repeats a pattern).
     pub(crate) fn copy_in_pages(&mut self, to: u64, from: u64, len: u64) -> Step<u64> {
-        let (Ok(_), Ok(gpa)) = (self.resolve(from, Access::Read), self.resolve(to, Access::Write)) else {
-            // Which of the two faults first, the single element knows, which may reach into the next page.
-            return Ok(0);
-        };
+        // Which of the two faults first, the single element knows, which may reach into the next page.
+        let Ok(_) = self.resolve(from, Access::Read) else { return Ok(0) };
+        // Both may have the same place in the TLB.
+        let source = *self.tlb.slot(from);
+        let Ok(gpa) = self.resolve(to, Access::Write) else { return Ok(0) };
         if self.is_untouched(to) {
             // What is copied is hardly all zeroes.
             self.memory.pages().note_write(gpa, 1);
             self.resolve(to, Access::Write)?;
         }
-        let (source, target) = (*self.tlb.slot(from), *self.tlb.slot(to));
+        let target = *self.tlb.slot(to);
         if source.read != from & !0xfff || target.write != to & !0xfff {
             return Ok(0);
         }

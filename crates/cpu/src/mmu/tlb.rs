@@ -43,6 +43,12 @@ pub(crate) struct Entry {
 const EMPTY: Entry =
     Entry { read: INVALID, write: INVALID, exec: INVALID, addend: 0, phys: u64::MAX, global: false, untouched: false };
 
+/// Number of the bit that stands for a large page.
+fn large_bit(linear: u64, shift: u32) -> usize {
+    let page = linear >> shift;
+    (page ^ page >> 12 ^ u64::from(shift) << 4) as usize & 0xfff
+}
+
 type Tables4 = Box<[[Entry; ENTRIES]; 4]>;
 
 /// Table and entry of a number in a list of filled slots.
@@ -58,8 +64,8 @@ pub(crate) struct Tlb {
     generation: u64,
     /// Entries were filled since the last flush of the kind (all, or all but global ones).
     filled: bool,
-    /// An entry stems from a large page, so that INVLPG cannot find all its pieces by address.
-    large: bool,
+    /// A bit for every large page that an entry stems from, by a hash of its address: INVLPG cannot find all its pieces.
+    large: Box<[u64; 64]>,
     /// Slots (table, entry) filled since the last flush.
     slots: Vec<u16>,
     /// The tables of emitted code, filled and flushed together with these.
@@ -77,7 +83,7 @@ impl Tlb {
             mode: AccessMode::SupervisorAc,
             generation: 0,
             filled: false,
-            large: false,
+            large: Box::new([0; 64]),
             slots: Vec::new(),
             tables: None,
             spare: None,
@@ -121,12 +127,15 @@ impl Tlb {
     }
 
     /// Fills an entry in the current mode.
-    pub(crate) fn fill(&mut self, linear: u64, entry: Entry, large: bool) {
+    pub(crate) fn fill(&mut self, linear: u64, entry: Entry, shift: u32) {
         if self.mode == AccessMode::UserAligned {
             return;
         }
         self.filled = true;
-        self.large |= large;
+        if shift > 12 {
+            let bit = large_bit(linear, shift);
+            self.large[bit / 64] |= 1 << (bit % 64);
+        }
         let slot = (self.mode as usize & 3) * ENTRIES + ((linear >> 12) as usize & (ENTRIES - 1));
         let target = &mut self.entries[slot / ENTRIES][slot % ENTRIES];
         if target.phys == u64::MAX {
@@ -144,7 +153,7 @@ impl Tlb {
                 self.entries[place(slot).0][place(slot).1] = EMPTY;
             }
             self.filled = false;
-            self.large = false;
+            self.large.fill(0);
         }
         if let Some(tables) = self.tables.as_mut() {
             tables.flush_all();
@@ -171,7 +180,11 @@ impl Tlb {
 
     /// Drops the page of `linear` (INVLPG).
     pub(crate) fn flush_page(&mut self, linear: u64) {
-        if self.large {
+        let maybe_large = [21, 22, 30].into_iter().any(|shift| {
+            let bit = large_bit(linear, shift);
+            self.large[bit / 64] >> (bit % 64) & 1 != 0
+        });
+        if maybe_large {
             return self.flush_all();
         }
         self.generation += 1;

@@ -40,8 +40,8 @@ pub(crate) struct Translation {
     /// The access mode may fetch from the page.
     pub(crate) executable: bool,
     pub(crate) global: bool,
-    /// The page is larger than 4 KiB.
-    pub(crate) large: bool,
+    /// Bits of the offset in the page: more than 12 for a large page.
+    pub(crate) shift: u32,
 }
 
 /// Entries met on the way, to set their accessed bits once the access is known to be allowed.
@@ -63,7 +63,7 @@ struct Leaf {
     phys: u64,
     /// AND of the R/W and U/S bits; OR of the NX bits.
     rights: u64,
-    large: bool,
+    shift: u32,
 }
 
 impl Vcpu {
@@ -80,7 +80,7 @@ impl Vcpu {
                 writable: true,
                 executable: true,
                 global: false,
-                large: false,
+                shift: 12,
             });
         }
         loop {
@@ -112,7 +112,7 @@ impl Vcpu {
                 writable: allowed.1 && dirty,
                 executable: allowed.2,
                 global: leaf_entry & G != 0 && self.cr4 & cr4::PGE != 0,
-                large: leaf.large,
+                shift: leaf.shift,
             });
         }
     }
@@ -174,7 +174,7 @@ impl Vcpu {
             rights = combine(rights, entry);
             if level == 0 || large {
                 let offset = linear & ((1 << shift) - 1);
-                return Ok(Leaf { phys: entry & ADDRESS & !((1 << shift) - 1) | offset, rights, large });
+                return Ok(Leaf { phys: entry & ADDRESS & !((1 << shift) - 1) | offset, rights, shift });
             }
             table = entry & ADDRESS;
         }
@@ -191,11 +191,11 @@ impl Vcpu {
         self.check_entry64(linear, access, pde, 1, large)?;
         let rights = combine(RW | US, pde);
         if large {
-            return Ok(Leaf { phys: pde & ADDRESS & !0x1f_ffff | linear & 0x1f_ffff, rights, large });
+            return Ok(Leaf { phys: pde & ADDRESS & !0x1f_ffff | linear & 0x1f_ffff, rights, shift: 21 });
         }
         let pte = self.entry64((pde & ADDRESS) + ((linear >> 12) & 511) * 8, path);
         self.check_entry64(linear, access, pte, 0, false)?;
-        Ok(Leaf { phys: pte & ADDRESS | linear & 0xfff, rights: combine(rights, pte), large: false })
+        Ok(Leaf { phys: pte & ADDRESS | linear & 0xfff, rights: combine(rights, pte), shift: 12 })
     }
 
     fn walk_32(&mut self, linear: u64, access: Access, path: &mut Path) -> Step<Leaf> {
@@ -210,13 +210,13 @@ impl Vcpu {
                 return Err(self.page_fault(linear, access, code::PRESENT | code::RESERVED));
             }
             let phys = pde & 0xffc0_0000 | (pde >> 13 & 0xff) << 32 | linear & 0x3f_ffff;
-            return Ok(Leaf { phys, rights, large: true });
+            return Ok(Leaf { phys, rights, shift: 22 });
         }
         let pte = self.entry32((pde & 0xffff_f000) + ((linear >> 12) & 1023) * 4, path);
         if pte & P == 0 {
             return Err(self.page_fault(linear, access, 0));
         }
-        Ok(Leaf { phys: pte & 0xffff_f000 | linear & 0xfff, rights: combine(rights, pte), large: false })
+        Ok(Leaf { phys: pte & 0xffff_f000 | linear & 0xfff, rights: combine(rights, pte), shift: 12 })
     }
 
     fn entry64(&mut self, address: u64, path: &mut Path) -> u64 {

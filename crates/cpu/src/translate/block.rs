@@ -32,6 +32,8 @@ pub(crate) struct Request<'a> {
     pub(crate) first_site: u32,
     pub(crate) block: u32,
     pub(crate) fast_pext: bool,
+    /// See [`super::vector::level`].
+    pub(crate) vectors: u8,
     /// Native instructions only, to be compared with the interpreter.
     pub(crate) checking: bool,
 }
@@ -80,6 +82,8 @@ pub(crate) struct Translator<'a> {
     pub(super) access: usize,
     pub(super) trampolines: Trampolines,
     pub(super) fast_pext: bool,
+    /// The vector registers are loaded from here on.
+    pub(super) vectors_ready: bool,
     pub(super) info: InstructionInfoFactory,
     stubs: Vec<Stub>,
     /// Arena offset behind each instruction.
@@ -112,6 +116,7 @@ pub(crate) fn translate(request: &Request<'_>, host_alu: &mut crate::interp::hos
         access: request.access,
         trampolines: request.trampolines,
         fast_pext: request.fast_pext,
+        vectors_ready: false,
         info: InstructionInfoFactory::new(),
         stubs: Vec::new(),
         resumes: Vec::new(),
@@ -142,7 +147,7 @@ fn decode_block(request: &Request<'_>, host_alu: &mut crate::interp::hostalu::Ho
         let (instruction, offsets, op, flow) = decoded;
         let start = request.start + at as u32;
         let next = start + u32::from(op.len);
-        let how = classify(&instruction, &op, flow, next);
+        let how = classify(&instruction, &op, flow, next, request.vectors);
         if request.checking && how == How::Interpret {
             break;
         }
@@ -190,7 +195,7 @@ fn flags_at(offset: i64, request: &Request<'_>) -> u32 {
         decoder.decode_out(&mut instruction);
         let plain = !instruction.is_invalid()
             && instruction.flow_control() == iced_x86::FlowControl::Next
-            && super::classify::is_native(&instruction);
+            && super::classify::is_native(&instruction, request.vectors);
         if !plain {
             break;
         }
@@ -252,6 +257,7 @@ impl Translator<'_> {
             How::MovImmediate => self.mov_immediate(insn),
             How::Bswap => self.bswap(insn),
             How::Rewrite => self.rewrite(insn),
+            How::Vector => self.vector(insn),
         }
     }
 

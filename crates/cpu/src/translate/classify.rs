@@ -21,19 +21,21 @@ pub(super) enum How {
     Lea,
     MovImmediate,
     Bswap,
+    /// As a vector instruction.
+    Vector,
     /// With registers and memory operand exchanged.
     Rewrite,
 }
 
 /// Chooses.
-pub(super) fn classify(i: &Instruction, op: &Op, flow: Flow, next: u32) -> How {
-    let how = native_form(i);
+pub(super) fn classify(i: &Instruction, op: &Op, flow: Flow, next: u32, vectors: u8) -> How {
+    let how = native_form(i, vectors);
     match how {
         How::Interpret => How::Interpret,
         How::Branch => classify_branch(i, op, next),
         // A family that ends the block where its instruction normally does not: not supported by this guest CPU.
         _ if flow == Flow::End => How::Interpret,
-        How::Rewrite | How::Lea if uses_memory(i) && !addressable(op, next) => How::Interpret,
+        How::Rewrite | How::Lea | How::Vector if uses_memory(i) && !addressable(op, next) => How::Interpret,
         _ => how,
     }
 }
@@ -53,15 +55,15 @@ fn classify_branch(i: &Instruction, op: &Op, next: u32) -> How {
 }
 
 /// Whether the instruction runs natively as far as its form tells.
-pub(super) fn is_native(i: &Instruction) -> bool {
-    native_form(i) != How::Interpret
+pub(super) fn is_native(i: &Instruction, vectors: u8) -> bool {
+    native_form(i, vectors) != How::Interpret
 }
 
 pub(super) fn uses_memory(i: &Instruction) -> bool {
     (0..i.op_count()).any(|n| i.op_kind(n) == OpKind::Memory)
 }
 
-fn native_form(i: &Instruction) -> How {
+fn native_form(i: &Instruction, vectors: u8) -> How {
     use Mnemonic as N;
     let code = i.op_code();
     match i.mnemonic() {
@@ -92,7 +94,7 @@ fn native_form(i: &Instruction) -> How {
         N::Mov if is_opcode_register(code.op0_kind()) => high_or(i, How::MovImmediate),
         N::Bswap if i.op0_register().size() >= 4 => How::Bswap,
         _ if is_plain(i) => plain_form(i),
-        _ => How::Interpret,
+        _ => super::vector::form(i, vectors),
     }
 }
 

@@ -92,36 +92,50 @@ impl Translator<'_> {
     /// Checks an access of `size` bytes at R15; goes to the slow path of `insn` unless the TLB has it. Uses RCX.
     /// Afterwards the operand is at [R15 + R14].
     pub(super) fn check(&mut self, insn: &Insn, size: u32, write: bool) {
+        self.check_aligned(insn, size, write, 1);
+    }
+
+    /// As [`Translator::check`], where the operand must be aligned, too. An aligned operand does not cross pages, so that one
+    /// comparison serves: the offset's low bits must be 0 like the page's difference.
+    pub(super) fn check_aligned(&mut self, insn: &Insn, size: u32, write: bool, alignment: u32) {
+        let reach = if alignment == 1 { size as i32 - 1 } else { 0 };
+        let mask = 0xffff_f000 | (alignment - 1);
         let mode = self.access;
         let tags = if write { table::write(mode) } else { table::read(mode) };
         self.asm.rorx(R14, R15, 12);
         self.asm.movzx16(R14, R14);
         self.asm.load(RCX, &Mem::indexed(RSP, R14, 3, tags));
-        self.asm.lea(true, RCX, &Mem::indexed(RCX, R15, 0, size as i32 - 1));
+        self.asm.lea(true, RCX, &Mem::indexed(RCX, R15, 0, reach));
         if insn.live == 0 {
             // TEST RCX, -4096
             self.asm.put(&[0x48, 0xf7, 0xc1]);
-            self.asm.u32(0xffff_f000);
+            self.asm.u32(mask);
             let slow = self.asm.jcc_forward(cond::NZ);
             self.slow_path(insn, slow, true);
         } else if self.fast_pext {
-            self.asm.pext_context(RCX, RCX, at!(page_mask));
+            let field = match alignment {
+                16 => at!(page_mask16),
+                32 => at!(page_mask32),
+                64 => at!(page_mask64),
+                _ => at!(page_mask),
+            };
+            self.asm.pext_context(RCX, RCX, field);
             let hit = self.asm.jrcxz();
             let slow = self.asm.jmp_forward();
             self.slow_path(insn, slow, true);
             self.asm.bind(hit);
         } else {
-            self.check_saving_flags(insn);
+            self.check_saving_flags(insn, mask);
         }
         self.asm.load(R14, &Mem::indexed(RSP, R14, 3, table::addend(mode)));
     }
 
     /// The comparison for hosts where PEXT is slow: flags are put aside.
-    fn check_saving_flags(&mut self, insn: &Insn) {
+    fn check_saving_flags(&mut self, insn: &Insn, mask: u32) {
         self.asm.store(&Mem::context(at!(scratch2)), RAX);
         // LAHF; SETO AL; TEST RCX, -4096
         self.asm.put(&[0x9f, 0x0f, 0x90, 0xc0, 0x48, 0xf7, 0xc1]);
-        self.asm.u32(0xffff_f000);
+        self.asm.u32(mask);
         let hit = self.asm.jcc_short(cond::Z);
         self.restore_flags();
         let slow = self.asm.jmp_forward();

@@ -10,6 +10,7 @@
 //! | [`rewrite`] | a guest instruction with its registers and memory operand exchanged          |
 //! | [`control`] | branches, calls, returns, and how blocks hang together                       |
 //! | [`stack`]   | PUSH, POP, LEAVE                                                            |
+//! | [`vector`]  | SSE, AVX, AVX-512 with the registers in place                               |
 //!
 //! Registers: guest RAX, RDX, RBX, RBP, RSI, RDI, R8–R11 are in the host registers of the same name, guest RCX in R12, guest
 //! RSP in R13, guest R12–R15 in the context block. RCX, R14, R15 are scratch, RSP points to the context block. Guest
@@ -30,6 +31,7 @@ mod liveness;
 mod memory;
 mod rewrite;
 mod stack;
+pub(crate) mod vector;
 
 use crate::decode::Op;
 

@@ -29,9 +29,9 @@ enum Rm {
 
 /// Which operand a register field of the encoding is.
 #[derive(Clone, Copy, Default)]
-struct Fields {
-    reg: Option<u32>,
-    rm: Option<u32>,
+pub(super) struct Fields {
+    pub(super) reg: Option<u32>,
+    pub(super) rm: Option<u32>,
     vvvv: Option<u32>,
 }
 
@@ -81,7 +81,7 @@ fn parse<'a>(bytes: &'a [u8], insn: &Insn) -> Encoding<'a> {
     }
 }
 
-fn fields(insn: &Insn) -> Fields {
+pub(super) fn fields(insn: &Insn) -> Fields {
     let mut fields = Fields::default();
     let code = insn.instruction.op_code();
     for n in 0..insn.instruction.op_count() {
@@ -96,11 +96,11 @@ fn fields(insn: &Insn) -> Fields {
     fields
 }
 
-fn number(register: Register) -> u8 {
+pub(super) fn number(register: Register) -> u8 {
     register.full_register().number() as u8
 }
 
-fn writes(access: OpAccess) -> bool {
+pub(super) fn writes(access: OpAccess) -> bool {
     matches!(access, OpAccess::Write | OpAccess::CondWrite | OpAccess::ReadWrite | OpAccess::ReadCondWrite)
 }
 
@@ -112,7 +112,7 @@ struct Borrowed {
 }
 
 impl Translator<'_> {
-    fn access_of(&mut self, insn: &Insn, operand: u32) -> OpAccess {
+    pub(super) fn access_of(&mut self, insn: &Insn, operand: u32) -> OpAccess {
         let options = InstructionInfoOptions::NO_MEMORY_USAGE | InstructionInfoOptions::NO_REGISTER_USAGE;
         self.info.info_options(&insn.instruction, options).op_access(operand)
     }
@@ -145,6 +145,8 @@ impl Translator<'_> {
         if let (false, Some(n)) = (memory, fields.rm)
             && resident(number(i.op_register(n))).is_none()
             && may_be_memory(i.mnemonic(), fields)
+            // A narrow store would stall the next load of the whole register.
+            && (i.op_register(n).size() == 8 || !writes(self.access_of(insn, n)))
         {
             place = spilled(number(i.op_register(n)));
             in_memory = Some(n);
@@ -184,19 +186,6 @@ impl Translator<'_> {
         for b in borrowed.iter().filter(|b| b.written) {
             self.asm.store(&spilled(b.guest), b.host);
         }
-        if let Some(n) = in_memory
-            && i.op_register(n).size() == 4
-            && writes(self.access_of(insn, n))
-        {
-            self.clear_upper_half(number(i.op_register(n)));
-        }
-    }
-
-    /// A 32-bit result clears the upper half of its register.
-    fn clear_upper_half(&mut self, guest: u8) {
-        let field = spilled(guest);
-        self.asm.op_mem(false, &[0xc7], 0, &Mem::context(field.disp + 4));
-        self.asm.u32(0);
     }
 
     fn encode(&mut self, encoding: &Encoding<'_>, reg: u8, vvvv: Option<u8>, rm: &Rm) {
@@ -258,23 +247,17 @@ impl Translator<'_> {
                     self.asm.store(&spilled(insn.op.r1), RCX);
                 }
             }
-            2 => {
-                self.asm.u8(0x66);
-                match host {
-                    Some(r) => self.asm.op_reg(false, &[0xc7], 0, r),
-                    None => self.asm.op_mem(false, &[0xc7], 0, &spilled(insn.op.r1)),
-                }
-                self.asm.put(&(value as u16).to_le_bytes());
-            }
             _ => {
-                match host {
-                    Some(r) => {
-                        // REX even without bits: SPL, BPL, SIL, DIL.
-                        self.asm.put(&[0x40 | r >> 3, 0xc6, 0xc0 | r & 7]);
-                    }
-                    None => self.asm.op_mem(false, &[0xc6], 0, &spilled(insn.op.r1)),
+                let r = self.in_register(insn.op.r1, RCX);
+                if size == 2 {
+                    self.asm.u8(0x66);
                 }
-                self.asm.u8(value as u8);
+                // REX even without bits: SPL, BPL, SIL, DIL.
+                self.asm.put(&[0x40 | r >> 3, if size == 2 { 0xc7 } else { 0xc6 }, 0xc0 | r & 7]);
+                self.asm.put(&(value as u16).to_le_bytes()[..size]);
+                if host.is_none() {
+                    self.asm.store(&spilled(insn.op.r1), RCX);
+                }
             }
         }
     }
