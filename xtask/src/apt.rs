@@ -17,7 +17,7 @@ use crate::process::{need_tool, output, run, say};
 use crate::sources::Mirrors;
 
 /// The release whose packages the guests are made of.
-const RELEASE: &str = "bookworm";
+pub(crate) const RELEASE: &str = "bookworm";
 
 /// Public keys that sign this release: archive, security archive, stable release.
 const KEYS: &str = include_str!("../guest/keys/debian-bookworm.asc");
@@ -57,6 +57,11 @@ impl Apt {
         self.update()?;
         dependency(&self.show(meta)?, prefix)
             .with_context(|| format!("Debian's {meta} depends on no package {prefix}*"))
+    }
+
+    /// The only sources, a file in apt's deb822 format.
+    pub(crate) fn sources(&self) -> PathBuf {
+        self.folder.join("sources.list.d/debian.sources")
     }
 
     /// Downloads a package unless it is there already; returns its file.

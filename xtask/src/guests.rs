@@ -10,7 +10,7 @@ use crate::apt::Apt;
 use crate::layout::{self, Arch};
 use crate::modinfo::Modules;
 use crate::process::say;
-use crate::{bench, deb, disk, initramfs};
+use crate::{bench, deb, debian, disk, initramfs};
 
 /// The guests' folder, locked for this process while the store is open.
 pub(crate) struct Store {
@@ -50,11 +50,13 @@ impl Store {
             "initramfs-i386" => vec![self.guest(Arch::I386)?.initramfs],
             "memtest" => self.memtest()?,
             "disk" => vec![self.disk()?],
+            "debian" | "debian-amd64" => self.debian(Arch::Amd64)?,
+            "debian-i386" => self.debian(Arch::I386)?,
             "bench" => bench::build(self, &self.folder.join("bench"))?,
             "all" => self.all()?,
             _ => bail!(
                 "unknown guest part \"{name}\": kernel-amd64, kernel-i386, initramfs-amd64, \
-                 initramfs-i386, memtest, disk, bench or all"
+                 initramfs-i386, memtest, disk, debian, debian-i386, bench or all"
             ),
         })
     }
@@ -68,6 +70,7 @@ impl Store {
         }
         files.extend(self.memtest()?);
         files.push(self.disk()?);
+        files.extend(self.debian(Arch::Amd64)?);
         Ok(files)
     }
 
@@ -133,6 +136,13 @@ impl Store {
         Ok(names.iter().map(|name| folder.join(name)).collect())
     }
 
+    /// An installed system: its disk, kernel and initramfs.
+    fn debian(&self, arch: Arch) -> Result<Vec<PathBuf>> {
+        let folder = self.folder.join(format!("debian-{arch}"));
+        debian::make(self.apt(arch), arch, &folder)?;
+        Ok(["disk.img", "vmlinuz", "initrd.img"].map(|name| folder.join(name)).into())
+    }
+
     /// The untouched disk.
     pub(crate) fn disk(&self) -> Result<PathBuf> {
         let image = self.folder.join("disk.img");
@@ -186,12 +196,12 @@ pub(crate) fn copy(from: &Path, to: &Path) -> Result<()> {
     Ok(())
 }
 
-fn write(file: &Path, content: &str) -> Result<()> {
+pub(crate) fn write(file: &Path, content: &str) -> Result<()> {
     fs::write(file, content).with_context(|| format!("cannot write {}", file.display()))
 }
 
 /// Puts a finished folder in the place of an old one.
-fn replace_folder(fresh: &Path, folder: &Path) -> Result<()> {
+pub(crate) fn replace_folder(fresh: &Path, folder: &Path) -> Result<()> {
     deb::remove_folder(folder)?;
     fs::rename(fresh, folder).with_context(|| format!("cannot make {}", folder.display()))
 }

@@ -12,6 +12,8 @@
 //! | `memtest/memtest86+x64.bin`, `memtest/memtest86+ia32.bin` | memtest86+ as a bzImage |
 //! | `disk.img` | a raw 256 MB disk with one ext4 file system; copy it before writing to it |
 //! | `boot-disk.img` | the copy that `cargo xtask boot` uses and keeps |
+//! | `debian-ARCH/disk.img` | an installed Debian on a raw, sparse 3 GB GPT disk: EFI system partition, ext4 root; copy it before use |
+//! | `debian-ARCH/vmlinuz`, `debian-ARCH/initrd.img` | its kernel and initramfs, to boot it without firmware (`root=LABEL=root`) |
 //! | `bench/` | the benchmark guest: `vmlinuz`, `initramfs.cpio.gz`, and the program `bench` |
 //! | `busybox-ARCH/`, `apt-ARCH/` | intermediate: the static busybox; package lists and packages |
 

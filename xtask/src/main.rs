@@ -8,6 +8,7 @@ mod bench;
 mod boot;
 mod cpio;
 mod deb;
+mod debian;
 mod disk;
 mod guests;
 mod initramfs;
@@ -34,7 +35,8 @@ usage: cargo xtask COMMAND
       Check formatting and lints, run all tests, those that boot guests included.
   guest NAME...
       Get or build parts of the guests and print their paths:
-      kernel-amd64 kernel-i386 initramfs-amd64 initramfs-i386 memtest disk bench, or all (all but bench).
+      kernel-amd64 kernel-i386 initramfs-amd64 initramfs-i386 memtest disk debian debian-i386 bench,
+      or all (all but bench). debian and debian-i386 are installed systems on a disk of their own.
 
 The guests are kept in guests/ (another folder: BHYVE_GUESTS) and fetched once; remove the folder to get
 newer ones. They come from the Debian mirror that this machine uses (another one: BHYVE_DEBIAN_MIRROR).";

@@ -12,8 +12,16 @@ use crate::process::{cargo, find_tool, run as run_to_end, run_watched, say};
 use crate::{boot, layout};
 
 /// Programs that the tests need, and the Debian packages that have them.
-const TOOLS: [(&str, &str); 4] =
-    [("mke2fs", "e2fsprogs"), ("e2fsck", "e2fsprogs"), ("dpkg-deb", "dpkg"), ("apt-get", "apt")];
+const TOOLS: [(&str, &str); 8] = [
+    ("mke2fs", "e2fsprogs"),
+    ("e2fsck", "e2fsprogs"),
+    ("dpkg-deb", "dpkg"),
+    ("apt-get", "apt"),
+    ("mmdebstrap", "mmdebstrap"),
+    ("sfdisk", "fdisk"),
+    ("mkfs.vfat", "dosfstools"),
+    ("mcopy", "mtools"),
+];
 
 /// How one step went, for the summary.
 struct Step {

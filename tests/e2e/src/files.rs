@@ -68,6 +68,26 @@ pub fn copy_disk(folder: &Path) -> PathBuf {
     to
 }
 
+/// Copies a file; holes stay holes, and where the file system can share the blocks nothing is copied.
+///
+/// # Panics
+/// There is no room.
+pub fn copy_sparse(from: &Path, to: &Path) {
+    let output = Command::new("cp").args(["--sparse=always", "--reflink=auto"]).args([from, to]).output();
+    let output = output.unwrap_or_else(|why| panic!("cannot run cp: {why}"));
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// Checks the ext4 file system of an installed Debian's disk (its second partition) and changes nothing.
+///
+/// # Panics
+/// There is something to repair, or no e2fsck.
+pub fn check_root_file_system(disk: &Path) {
+    // Where the recipe puts it: behind 1 MB for the partition table and the EFI system partition of 64 MB.
+    let place = format!("{}?offset={}", disk.display(), 65 << 20);
+    check_file_system(Path::new(&place));
+}
+
 /// Checks the ext4 file system in `image` and changes nothing.
 ///
 /// # Panics

@@ -5,6 +5,7 @@
 //! | [`program`] | a command line of bhyve and its running process: [`Bhyve`], [`Vm`] |
 //! | [`console`] | the text that comes out of a guest, and what is typed into it |
 //! | [`linux`] | the Debian guests of `cargo xtask guest all` and their shell |
+//! | [`debian`] | installed Debian systems with systemd and tools, directly or by firmware: [`Debian`] |
 //! | [`kernel`] | a kernel of a few hundred bytes that ends the VM in any way it is told to |
 //! | [`terminal`] | pseudo terminals and their modes |
 //! | [`host`] | what the host's kernel says of a process |
@@ -19,6 +20,7 @@
 //! met when something hangs; the failure shows everything that the guest and bhyve have printed.
 
 pub mod console;
+pub mod debian;
 pub mod files;
 pub mod host;
 pub mod kernel;
@@ -29,6 +31,7 @@ pub mod terminal;
 use std::time::Duration;
 
 pub use console::Console;
+pub use debian::Debian;
 pub use linux::Linux;
 pub use program::{Bhyve, Outcome, Vm};
 pub use terminal::Terminal;
