@@ -52,13 +52,21 @@ impl Store {
             "disk" => vec![self.disk()?],
             "debian" | "debian-amd64" => self.debian(Arch::Amd64)?,
             "debian-i386" => self.debian(Arch::I386)?,
-            "bench" => bench::build(self, &self.folder.join("bench"))?,
+            "bench" => bench::guest::Small::build(self)?.files(),
+            "bench-real" => bench::guest::Real::build(self)?.files(),
             "all" => self.all()?,
             _ => bail!(
                 "unknown guest part \"{name}\": kernel-amd64, kernel-i386, initramfs-amd64, \
-                 initramfs-i386, memtest, disk, debian, debian-i386, bench or all"
+                 initramfs-i386, memtest, disk, debian, debian-i386, bench, bench-real or all"
             ),
         })
+    }
+
+    /// A folder in the store, made if it is not there.
+    pub(crate) fn folder(&self, name: &str) -> Result<PathBuf> {
+        let folder = self.folder.join(name);
+        fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+        Ok(folder)
     }
 
     /// Everything that the tests boot.

@@ -64,11 +64,32 @@ pub(crate) fn bench(busybox: &Path, program: &Path, init: &Path) -> Result<Vec<u
     }
     archive.character_device("dev/console", 0o600, (5, 1));
     archive.file("bin/busybox", 0o755, &read(busybox)?);
-    for applet in ["sh", "mount", "mkdir", "cat", "grep", "poweroff"] {
+    for applet in ["sh", "mount", "mkdir", "cat", "grep", "sleep", "poweroff"] {
         archive.link(&format!("bin/{applet}"), "busybox");
     }
     archive.file("bin/bench", 0o755, &read(program)?);
     archive.file("init", 0o755, &read(init)?);
+    Ok(archive.finish())
+}
+
+/// Content of the initramfs of the guest with real programs: on to its disk.
+pub(crate) fn bench_real(busybox: &Path, modules: &Path, init: &Path) -> Result<Vec<u8>> {
+    let mut archive = Archive::new();
+    for folder in ["bin", "dev", "proc", "root", "modules"] {
+        archive.directory(folder);
+    }
+    archive.character_device("dev/console", 0o600, (5, 1));
+    archive.file("bin/busybox", 0o755, &read(busybox)?);
+    for applet in ["sh", "mount", "umount", "insmod", "sleep", "switch_root", "poweroff"] {
+        archive.link(&format!("bin/{applet}"), "busybox");
+    }
+    archive.file("init", 0o755, &read(init)?);
+    let order = read(&modules.join("order"))?;
+    archive.file("modules/order", 0o644, &order);
+    for name in String::from_utf8_lossy(&order).lines() {
+        let file = format!("{name}.ko");
+        archive.file(&format!("modules/{file}"), 0o644, &read(&modules.join(&file))?);
+    }
     Ok(archive.finish())
 }
 

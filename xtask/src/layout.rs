@@ -14,6 +14,7 @@
 //! | `boot-disk.img` | the copy that `cargo xtask boot` uses and keeps |
 //! | `debian-ARCH/disk.img` | an installed Debian on a raw, sparse 3 GB GPT disk: EFI system partition, ext4 root; copy it before use |
 //! | `debian-ARCH/vmlinuz`, `debian-ARCH/initrd.img` | its kernel and initramfs, to boot it without firmware (`root=LABEL=root`) |
+//! | `bench-real/` | the benchmark guest with real programs: `root.ext4`, `initramfs.cpio.gz`, and `rootfs/`, its files |
 //! | `bench/` | the benchmark guest: `vmlinuz`, `initramfs.cpio.gz`, and the program `bench` |
 //! | `busybox-ARCH/`, `apt-ARCH/` | intermediate: the static busybox; package lists and packages |
 

@@ -1,4 +1,4 @@
-//! Project tasks, run as `cargo xtask COMMAND`: fetch and build guests, boot one, test everything.
+//! Project tasks, run as `cargo xtask COMMAND`: fetch and build guests, boot one, test everything, compare speeds.
 //!
 //! Everything works as an ordinary user on Debian or Ubuntu; nothing outside the repository is
 //! written. See [`layout`] for where the guests' files are.
@@ -33,10 +33,18 @@ usage: cargo xtask COMMAND
       --qemu    boot the same guest with QEMU's software CPU, to compare
   test
       Check formatting and lints, run all tests, those that boot guests included.
+  bench [--only LIST] [--rounds N] [--div N] [--smp] [--real] [--memory MIB] [--no-peer] [--json FILE] [-- BHYVE ARGUMENTS]
+      Run the same guests in turn natively (their programs), under QEMU's software CPU and under bhyve's; print a table.
+      --only    groups (boot int fp simd mem os smp idle real) or workloads (int_fib, real_sqlite), separated by commas
+      --rounds  how often; the table has medians (5)
+      --div     divides the work, for a quick look
+      --smp     two virtual CPUs too
+      --real    a Debian guest with ordinary programs too
+      --no-peer without QEMU
   guest NAME...
       Get or build parts of the guests and print their paths:
-      kernel-amd64 kernel-i386 initramfs-amd64 initramfs-i386 memtest disk debian debian-i386 bench,
-      or all (all but bench). debian and debian-i386 are installed systems on a disk of their own.
+      kernel-amd64 kernel-i386 initramfs-amd64 initramfs-i386 memtest disk debian debian-i386 bench bench-real,
+      or all (all but the last two). debian and debian-i386 are installed systems on a disk of their own.
 
 The guests are kept in guests/ (another folder: BHYVE_GUESTS) and fetched once; remove the folder to get
 newer ones. They come from the Debian mirror that this machine uses (another one: BHYVE_DEBIAN_MIRROR).";
@@ -56,6 +64,7 @@ fn main() -> ExitCode {
 fn run(command: &OsString, args: Vec<OsString>) -> Result<ExitCode> {
     match command.to_str() {
         Some("boot") => boot::run(boot::Options::parse(args)?),
+        Some("bench") => bench::run(bench::Options::parse(args)?),
         Some("test") if args.is_empty() => test::run(),
         Some("guest") if !args.is_empty() => guest(&args),
         Some("help" | "-h" | "--help") => {

@@ -10,6 +10,16 @@ use crate::expand::expand;
 use crate::tree::{self, Entry, Node, TreeError};
 use crate::value;
 
+/// Names that are switches and have keys below them, and where the switch is stored. A name of the tree holds a value or
+/// further names, never both, so the short form vanishes when it is stored, as the aliases of the command line do.
+pub const SWITCHES: [(&str, &str); 1] = [("cpu.jit", "cpu.jit.enabled")];
+
+/// Where the value of `path` is stored, if the path is a switch.
+fn switch_of(path: &str) -> Option<&'static str> {
+    let is = |known: &str| path.split('.').filter(|part| !part.is_empty()).eq(known.split('.'));
+    SWITCHES.iter().find(|(short, _)| is(short)).map(|(_, stored)| *stored)
+}
+
 /// Where warnings go: what is odd about a configuration but does not stop it.
 pub trait Warnings: Send + Sync {
     /// Takes one warning, a line without the program's name.
@@ -116,7 +126,8 @@ impl Config {
         self.warnings.warn(text);
     }
 
-    /// Stores a value. An empty component of the path is skipped with a warning.
+    /// Stores a value. An empty component of the path is skipped with a warning. One of [`SWITCHES`] is stored under its own
+    /// name, so that keys below it can be set too.
     ///
     /// # Errors
     /// The path is empty or too deep, names an inner node or goes through a value.
@@ -124,7 +135,7 @@ impl Config {
         if tree::has_empty_component(path) {
             self.warn(&format!("Invalid configuration node: {path}"));
         }
-        self.root.set(path, value)
+        self.root.set(switch_of(path).unwrap_or(path), value)
     }
 
     /// The tree as `key=value` lines; see [`Node::dump`].
@@ -404,6 +415,24 @@ mod tests {
         config.set("name", "two").unwrap();
         assert_eq!(config.get_str("path").as_deref(), Some("/vm/two/disk"));
         assert_eq!(config.root().value("path"), Some("/vm/%(name)/disk"));
+    }
+
+    #[test]
+    fn a_switch_may_have_keys_below_it() {
+        for keys in [
+            [("cpu.jit", "false"), ("cpu.jit.check", "1"), ("cpu.jit.cache", "8M")],
+            [("cpu.jit.check", "1"), ("cpu.jit.cache", "8M"), ("cpu..jit", "false")],
+        ] {
+            let (config, _) = config(&keys);
+            assert_eq!(config.get_bool("cpu.jit.enabled").unwrap(), Some(false));
+            assert_eq!(config.get_int("cpu.jit.check", 0..=9u32).unwrap(), Some(1));
+            assert_eq!(config.get_size("cpu.jit.cache").unwrap(), Some(8 << 20));
+            let (mut again, _) = self::config(&[]);
+            for (key, value) in config.dump().lines().filter_map(|line| line.split_once('=')) {
+                again.set(key, value).unwrap();
+            }
+            assert_eq!(again.root(), config.root(), "a dump can be read back");
+        }
     }
 
     #[test]

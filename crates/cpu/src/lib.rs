@@ -26,6 +26,7 @@ pub mod interp;
 mod jit;
 pub mod mmu;
 pub mod state;
+mod statistics;
 #[cfg(test)]
 mod testing;
 mod translate;
@@ -33,9 +34,11 @@ mod trap;
 
 pub use environment::Environment;
 pub use event::request::{Events, SharedCpus, bit as event_bits};
-pub use features::Features;
+pub use features::{CpuModel, Features, ModelError};
 pub use interp::Exit;
+pub use jit::perf_map::PerfMap;
 pub use jit::run::TranslatorError;
 pub use jit::{TranslatorCounters, TranslatorOptions};
 pub use state::Vcpu;
+pub use statistics::Counters;
 pub use trap::{Exception, Step, Trap, vector};

@@ -156,6 +156,14 @@ pub(crate) fn gate(selector: u16, offset: u32, access: u8, count: u8) -> u64 {
         | (offset >> 16) << 48
 }
 
+/// The features of instructions that need no host: leaf 1 ECX, leaf 7 EBX and ECX, leaf 80000001H ECX.
+const INTEGER: [u32; 4] = [
+    1 << 13 | 1 << 20 | 1 << 22 | 1 << 23 | 1 << 30,
+    1 | 1 << 3 | 1 << 8 | 1 << 10 | 1 << 18 | 1 << 19 | 1 << 20 | 1 << 23 | 1 << 24,
+    1 << 22,
+    1 | 1 << 5,
+];
+
 /// A vCPU in its machine.
 pub(crate) struct Machine {
     pub(crate) vcpu: Vcpu,
@@ -174,7 +182,12 @@ impl Machine {
         let memory = GuestMemory::new(MemoryOptions { size: 16 << 20, ..Default::default() }).expect("guest memory");
         let world = Arc::new(World::default());
         let features = Features {
-            leaves: vec![Leaf { function: 1, index: None, regs: [0x806f8, 0, 0, 0] }],
+            leaves: vec![
+                Leaf { function: 1, index: None, regs: [0x806f8, 0, INTEGER[0], 0] },
+                Leaf { function: 7, index: Some(0), regs: [0, INTEGER[1], INTEGER[2], 0] },
+                Leaf { function: 0xd, index: Some(1), regs: [0xf, 0, 0, 0] },
+                Leaf { function: 0x8000_0001, index: None, regs: [0, 0, INTEGER[3], 1 << 27] },
+            ],
             physical_bits: 46,
             xcr0_mask: 7,
             cr4_mask: u64::from(u32::MAX),

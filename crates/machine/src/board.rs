@@ -86,7 +86,9 @@ impl Board {
             mmio: mmio.clone(),
             time: time.clone(),
             policy: Arc::new(AccessPolicy::new(policy(config)?, power.clone())),
+            model: model(config)?,
             translator: translator(config)?,
+            perf_map: perf_map(config, kind)?,
             power: power.clone(),
         };
         let vm = vmm::create(kind, &options)?;
@@ -206,10 +208,28 @@ fn policy(config: &Config) -> Result<PolicyOptions, MachineError> {
     })
 }
 
-/// `cpu.jit=false`, or `cpu.jit.cache` (bytes of translated code), `cpu.jit.check` (compare every n-th block with the
+/// `cpu.model` and `cpu.features`.
+fn model(config: &Config) -> Result<cpu::CpuModel, MachineError> {
+    let text = |key| config.get_str(key).unwrap_or_default();
+    Ok(cpu::CpuModel::parse(&text("cpu.model"), &text("cpu.features"))?)
+}
+
+/// `cpu.jit.perfmap`: names for translated code, where perf(1) looks for them.
+fn perf_map(config: &Config, kind: vmm::EngineKind) -> Result<Option<Arc<cpu::PerfMap>>, MachineError> {
+    if !config.bool_or("cpu.jit.perfmap", false)? || kind != vmm::EngineKind::Soft {
+        return Ok(None);
+    }
+    let map = cpu::PerfMap::create().map_err(|source| {
+        let path = cpu::PerfMap::path().display().to_string();
+        MachineError::PerfMap { path, source }
+    })?;
+    Ok(Some(Arc::new(map)))
+}
+
+/// `cpu.jit=false` (stored as `cpu.jit.enabled`), or `cpu.jit.cache` (bytes of translated code), `cpu.jit.check` (compare every n-th block with the
 /// interpreter) and `cpu.jit.threshold` (runs before a block is translated).
 fn translator(config: &Config) -> Result<Option<cpu::TranslatorOptions>, MachineError> {
-    if config.node("cpu.jit").is_none() && !config.bool_or("cpu.jit", true)? {
+    if !config.bool_or("cpu.jit.enabled", true)? {
         return Ok(None);
     }
     let usual = cpu::TranslatorOptions::default();

@@ -26,6 +26,17 @@ pub enum MachineError {
     /// The engine.
     #[error(transparent)]
     Engine(#[from] vmm::EngineError),
+    /// The processor that guests are to see.
+    #[error(transparent)]
+    Model(#[from] cpu::ModelError),
+    /// The file for perf(1).
+    #[error("cpu.jit.perfmap: cannot make {path} (if another user's file is in the way, remove it)")]
+    PerfMap {
+        /// The file.
+        path: String,
+        /// What the host said.
+        source: std::io::Error,
+    },
     /// Two chipset devices want the same place.
     #[error("cannot put the chipset together")]
     Bus(#[from] BusError),

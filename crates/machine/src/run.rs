@@ -38,6 +38,9 @@ pub(crate) fn run(
             stopped.push(vcpu);
         }
     }
+    if config.bool_or("cpu.stats", false)? {
+        stopped.iter().for_each(|vcpu| print_statistics(vcpu.as_ref()));
+    }
     if event == PowerEvent::Abort {
         stopped.iter_mut().for_each(|vcpu| print_state(vcpu.as_mut()));
     }
@@ -97,6 +100,15 @@ fn pin(vcpu: u32, cpus: &[u32]) {
     if let Err(error) = rustix::thread::sched_setaffinity(None, &set) {
         eprintln!("bhyve: vCPU {vcpu} cannot be pinned to host CPUs {cpus:?}: {error}; it runs on any");
     }
+}
+
+/// Shows what a vCPU has done (`cpu.stats`).
+fn print_statistics(vcpu: &dyn Vcpu) {
+    let mut text = format!("vcpu{} stats:\n", vcpu.index());
+    for (name, value) in vcpu.statistics().into_iter().filter(|(_, value)| *value != 0) {
+        text += &format!("{name:<50}{value}\n");
+    }
+    eprint!("{text}");
 }
 
 /// Shows a vCPU's registers, for the report of a VM that could not go on.

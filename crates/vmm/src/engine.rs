@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use cpu::features::Placement;
+use cpu::features::{CpuModel, ModelError, Placement};
 use memory::GuestMemory;
 use platform::time::SharedTime;
 use platform::x86::VcpuState;
@@ -65,8 +65,12 @@ pub struct VmOptions {
     pub time: SharedTime,
     /// What happens on accesses that nobody answers.
     pub policy: Arc<AccessPolicy>,
+    /// The processor that guests see.
+    pub model: CpuModel,
     /// The software CPU's translator; `None` leaves it to the interpreter.
     pub translator: Option<cpu::TranslatorOptions>,
+    /// Whom translated code is named to for profiles, if anybody.
+    pub perf_map: Option<Arc<cpu::PerfMap>>,
     /// Whom to tell when all vCPUs have halted for good.
     pub power: Arc<dyn PowerSink>,
 }
@@ -111,6 +115,8 @@ pub trait Vcpu: Send {
     /// # Errors
     /// The engine refused the state.
     fn set_state(&mut self, state: &VcpuState) -> Result<(), EngineError>;
+    /// What it has done so far: names for people, and counts.
+    fn statistics(&self) -> Vec<(String, u64)>;
     /// The handle by which other threads reach it.
     fn handle(&self) -> Arc<dyn VcpuHandle>;
 }
@@ -147,6 +153,9 @@ pub enum EngineError {
         /// Why not, and what to do.
         why: String,
     },
+    /// The host cannot be the processor that guests are to see.
+    #[error(transparent)]
+    Model(#[from] ModelError),
     /// The engine's kernel part refused something.
     #[error("vm engine: cannot {what}")]
     Host {

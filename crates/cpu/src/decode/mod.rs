@@ -218,7 +218,7 @@ pub(crate) fn decode_full(
     let vendor = if features.amd { DecoderOptions::AMD } else { DecoderOptions::NONE };
     // The hint space 0F 18-1F and what is not assigned in 0F 0D do nothing on every processor. All that is assigned
     // there does nothing here either.
-    let options = vendor | DecoderOptions::FORCE_RESERVED_NOP;
+    let options = vendor | DecoderOptions::FORCE_RESERVED_NOP | host_alu.older_forms(features);
     // The instruction pointer is 0, so that operands relative to it come out relative.
     let mut decoder = Decoder::with_ip(mode.code_bits(), bytes, 0, options);
     let instruction = decoder.decode();
@@ -234,7 +234,8 @@ pub(crate) fn decode_full(
     let mut op = operand::empty(undefined, instruction.len() as u8);
     let shape = operand::fill(&mut op, &instruction, mode);
     let mut decoding = Decoding { instruction: &instruction, bytes, features, host_alu, op: &mut op, shape };
-    let choice = FAMILIES.iter().find_map(|select| select(&mut decoding));
+    let hidden = decoding.host_alu.hides(&instruction, features);
+    let choice = if hidden { None } else { FAMILIES.iter().find_map(|select| select(&mut decoding)) };
     let choice = choice.unwrap_or(Choice { run: undefined, flow: Flow::End });
     op.run = choice.run;
     Some((instruction, offsets, op, choice.flow))

@@ -126,6 +126,7 @@ impl Vcpu {
                 Ok(()) | Err(Trap::Leave) => self.instruction_done(single),
                 Err(Trap::Halt) => {
                     self.activity = Activity::Halted;
+                    self.counters.halts += 1;
                     self.instruction_done(single);
                     if self.events.pending() | (self.attention & !attention::HOST_STEP) == 0 {
                         return Some(self.halt_exit());
@@ -133,6 +134,7 @@ impl Vcpu {
                 }
                 Err(Trap::Fault(exception)) => {
                     self.refresh_shadow();
+                    self.counters.exceptions += 1;
                     if self.deliver_exception(exception).is_err() {
                         return Some(self.shut_down());
                     }
@@ -226,6 +228,7 @@ impl Vcpu {
                 self.interrupt_waiting = false;
                 if let Some(vector) = self.acknowledge_interrupt() {
                     self.activity = Activity::Running;
+                    self.counters.interrupts += 1;
                     return self.deliver_or_shut_down(|vcpu| vcpu.deliver_interrupt(vector));
                 }
             } else if self.flags.sys & rflags::IF != 0 {
@@ -284,6 +287,7 @@ impl Vcpu {
 
     /// As [`Vcpu::execute`], in the interpreter unless the block has become hot.
     pub(crate) fn interpret(&mut self, single: bool) -> Step {
+        self.count_interpreted(single);
         let block = match self.fetch()? {
             Code::Cached(block) => block,
             Code::Uncached(op) => {
@@ -323,6 +327,16 @@ impl Vcpu {
         }
         self.cache.put_back(block, ops);
         result
+    }
+
+    #[inline]
+    fn count_interpreted(&mut self, single: bool) {
+        let counter = match single {
+            true => &mut self.counters.single_steps,
+            false if self.jit.is_some() && self.mode.is_64() => &mut self.counters.cold_blocks,
+            false => &mut self.counters.untranslated_blocks,
+        };
+        *counter += 1;
     }
 
     /// Whether a block at RIP might reach beyond the limit of CS.

@@ -4,6 +4,7 @@
 //! |----------------|-----------------------------------------------------------------------|
 //! | [`arena`]      | memory for code, writable in one mapping and executable in another     |
 //! | [`context`]    | layout of the block that emitted code reaches from RSP                 |
+//! | [`perf_map`]   | names for translated code in profiles                                  |
 //! | [`table`]      | TLB and jump cache for emitted code                                    |
 //! | [`trampoline`] | the way in and the way out                                             |
 //! | [`blocks`]     | which code was made from what, and how long it stays valid             |
@@ -12,6 +13,7 @@
 pub(crate) mod arena;
 pub(crate) mod blocks;
 pub(crate) mod context;
+pub(crate) mod perf_map;
 pub(crate) mod run;
 pub(crate) mod table;
 #[cfg(test)]

@@ -99,6 +99,11 @@ impl Vcpu {
         Ok(())
     }
 
+    /// Writes the names of translated code to `map` from now on.
+    pub fn set_perf_map(&mut self, map: Option<std::sync::Arc<crate::PerfMap>>) {
+        self.perf_map = map;
+    }
+
     /// What the translator has done, if it is on.
     pub fn translator_counters(&self) -> Option<TranslatorCounters> {
         self.jit.as_ref().map(|jit| jit.counters)
@@ -375,6 +380,9 @@ impl Vcpu {
         jit.counters.instructions += u64::from(translation.instructions);
         let entry = jit.arena.next();
         jit.arena.append(&translation.code);
+        if let Some(map) = &self.perf_map {
+            map.add(jit.arena.address(entry) as usize, translation.code.len(), self.regs[RIP], self.cpl == 3);
+        }
         jit.sites.extend(translation.sites);
         let block = Block {
             key,

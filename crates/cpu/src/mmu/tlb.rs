@@ -73,6 +73,8 @@ pub(crate) struct Tlb {
     /// Another set of entries, and the generation it belongs to; see [`Tlb::exchange`].
     spare: Option<(Tables4, Vec<u16>, u64)>,
     exchanged: bool,
+    /// How often everything, everything but global pages, and single pages were dropped.
+    pub(crate) flushes: [u64; 3],
 }
 
 impl Tlb {
@@ -88,6 +90,7 @@ impl Tlb {
             tables: None,
             spare: None,
             exchanged: false,
+            flushes: [0; 3],
         }
     }
 
@@ -147,6 +150,7 @@ impl Tlb {
 
     /// Drops everything.
     pub(crate) fn flush_all(&mut self) {
+        self.flushes[0] += 1;
         self.generation += 1;
         if self.filled {
             for slot in self.slots.drain(..) {
@@ -162,6 +166,7 @@ impl Tlb {
 
     /// Drops everything but global pages (MOV to CR3).
     pub(crate) fn flush_non_global(&mut self) {
+        self.flushes[1] += 1;
         self.generation += 1;
         if self.filled {
             let entries = &mut self.entries;
@@ -180,6 +185,7 @@ impl Tlb {
 
     /// Drops the page of `linear` (INVLPG).
     pub(crate) fn flush_page(&mut self, linear: u64) {
+        self.flushes[2] += 1;
         let maybe_large = [21, 22, 30].into_iter().any(|shift| {
             let bit = large_bit(linear, shift);
             self.large[bit / 64] >> (bit % 64) & 1 != 0

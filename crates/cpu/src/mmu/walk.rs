@@ -83,6 +83,7 @@ impl Vcpu {
                 shift: 12,
             });
         }
+        self.counters.page_walks += 1;
         loop {
             let mut path = Path::default();
             let leaf = if self.long_mode() {

@@ -142,6 +142,9 @@ pub struct Vcpu {
     pub(crate) events: Arc<Events>,
     pub(crate) shared: Arc<SharedCpus>,
     pub(crate) features: Arc<Features>,
+    pub(crate) counters: crate::Counters,
+    /// Names for translated code, if somebody profiles.
+    pub(crate) perf_map: Option<Arc<crate::PerfMap>>,
     /// Host addresses of stubs that run one data instruction on the host CPU.
     pub(crate) host_alu: crate::interp::hostalu::HostAlu,
 }
@@ -341,6 +344,8 @@ impl Vcpu {
             events,
             shared,
             features,
+            counters: crate::Counters::default(),
+            perf_map: None,
             host_alu: crate::interp::hostalu::HostAlu::default(),
         };
         vcpu.set_state(&VcpuState::reset());

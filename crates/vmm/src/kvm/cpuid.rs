@@ -1,7 +1,7 @@
 //! What the guest's CPUID says: what KVM supports, cut and completed as for the software CPU.
 
 use cpu::Features;
-use cpu::features::Placement;
+use cpu::features::{CpuModel, Placement, Timing};
 use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
 use kvm_ioctls::{Cap, Kvm};
 
@@ -12,6 +12,9 @@ use crate::engine::EngineError;
 const TSC_DEADLINE: u32 = 1 << 24;
 /// Leaf 0x40000001, EAX: message-signalled interrupts and I/O APIC entries carry 15-bit destination ids.
 const EXTENDED_DESTINATION_IDS: u32 = 1 << 0;
+
+/// Frequency of the local APIC's timer in the kernel: a nanosecond a tick.
+const APIC_KHZ: u32 = 1_000_000;
 
 /// What KVM can give to guests on this host.
 pub(super) struct Supported(Vec<kvm_cpuid_entry2>);
@@ -37,14 +40,23 @@ impl Supported {
         self.0.iter().find(matches).map_or([0; 4], |entry| [entry.eax, entry.ebx, entry.ecx, entry.edx])
     }
 
-    /// The model of a vCPU at `place`.
-    pub(super) fn model(&self, place: Placement) -> Features {
-        let mut model = Features::from_host(place, |function, index| self.leaf(function, index));
+    /// The processor that a vCPU at `place` shows. `tsc_khz`: what KVM says of its time-stamp counter.
+    pub(super) fn model(
+        &self,
+        place: Placement,
+        model: &CpuModel,
+        tsc_khz: Option<u32>,
+    ) -> Result<Features, EngineError> {
+        let filter = model.over(|function, index| self.leaf(function, index))?;
+        let mut model = Features::from_host(place, |function, index| filter.leaf(function, index));
+        if let Some(tsc_khz) = tsc_khz {
+            model = model.with_timing(Timing { tsc_khz, apic_khz: APIC_KHZ });
+        }
         // The kernel's I/O APIC knows 8 bits only.
         if let Some(leaf) = model.leaves.iter_mut().find(|leaf| leaf.function == 0x4000_0001) {
             leaf.regs[0] &= !EXTENDED_DESTINATION_IDS;
         }
-        model
+        Ok(model)
     }
 }
 
@@ -91,7 +103,8 @@ mod tests {
             entry(0x4000_0000, 0, 0, [0x4000_0001, vendor(b"KVMK"), vendor(b"VMKV"), vendor(b"M\0\0\0")]),
         ]);
         let place = Placement { apic_id: 3, sockets: 1, cores: 4, threads: 1, x2apic: false };
-        let model = supported.model(place);
+        let model = supported.model(place, &CpuModel::default(), Some(2_000_000)).unwrap();
+        assert_eq!(model.leaf(0x4000_0010, 0)[..2], [2_000_000, 1_000_000]);
         assert_eq!(model.leaf(1, 0)[2], 1 << 31 | 1, "SSE3 and the hypervisor bit; no MONITOR, VMX or x2APIC");
         assert_eq!(model.leaf(7, 0)[1], 1 << 5);
         assert_eq!(model.leaf(0x4000_0000, 0)[1], vendor(b"bhyv"));

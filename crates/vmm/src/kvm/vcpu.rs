@@ -29,6 +29,8 @@ pub(super) struct KvmVcpu {
     msrs: MsrList,
     /// After a triple fault, which the kernel does not remember.
     shut_down: bool,
+    /// Times that the kernel was asked to enter the guest.
+    exits: u64,
     features: Arc<Features>,
     shared: Arc<SharedCpus>,
     /// Made when first needed.
@@ -54,14 +56,27 @@ impl KvmVcpu {
     ) -> Result<Self, EngineError> {
         let place = options.layout.placement(index);
         let fd = vm.fd.create_vcpu(u64::from(place.apic_id)).map_err(refused(format!("create vCPU {index} in KVM")))?;
-        let features = Arc::new(supported.model(place));
+        let features = Arc::new(supported.model(place, &options.model, fd.get_tsc_khz().ok())?);
         let cpuid = cpuid::table(&features)?;
         fd.set_cpuid2(&cpuid).map_err(refused(format!("set the CPUID of vCPU {index}")))?;
         let kick = Arc::new(Kick::new(&fd, vm.fd.run_size())?);
         let msrs = MsrList::probe(&fd);
         let outside = Arc::new(Outside::new(index, options));
         let (power, vm) = (options.power.clone(), vm.clone());
-        Ok(Self { index, fd, kick, outside, power, msrs, shut_down: false, features, shared, fallback: None, vm })
+        Ok(Self {
+            index,
+            fd,
+            kick,
+            outside,
+            power,
+            msrs,
+            shut_down: false,
+            exits: 0,
+            features,
+            shared,
+            fallback: None,
+            vm,
+        })
     }
 
     fn serve(&mut self, pending: Pending) -> Result<Option<VcpuExit>, EngineError> {
@@ -107,6 +122,7 @@ impl KvmVcpu {
     /// Enters the guest once. What can be served with the data in the run page is served here.
     fn enter(&mut self) -> Result<Option<Pending>, kvm_ioctls::Error> {
         let width = self.kick.page();
+        self.exits += 1;
         match self.fd.run()? {
             KvmExit::IoIn(port, data) => {
                 return Ok(self.outside.port_read(port, width.port_width(), data).map(Pending::Unclaimed));
@@ -181,6 +197,10 @@ impl Vcpu for KvmVcpu {
     fn set_state(&mut self, state: &VcpuState) -> Result<(), EngineError> {
         self.shut_down = state.activity == Activity::Shutdown;
         registers::set(&self.fd, state)
+    }
+
+    fn statistics(&self) -> Vec<(String, u64)> {
+        vec![("exits: to the program".to_owned(), self.exits)]
     }
 
     fn handle(&self) -> Arc<dyn VcpuHandle> {

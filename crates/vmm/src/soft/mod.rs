@@ -6,8 +6,9 @@ mod tsc;
 
 use std::sync::Arc;
 
+use cpu::features::Timing;
 use cpu::{Events, Exit, Features, SharedCpus};
-use irqchip::{ChipOptions, CpuPins, CpuWiring, SoftIrqChip};
+use irqchip::{ChipOptions, CpuPins, CpuWiring, SoftIrqChip, TscSource};
 use platform::x86::{Activity, VcpuState};
 use platform::{IrqLine, IrqSink, MsiSink, Persist};
 
@@ -39,8 +40,14 @@ pub fn create(options: &VmOptions) -> Result<Vm, EngineError> {
         pins: Arc::new(Pins(events.clone())),
         tsc: tsc.clone(),
     });
-    let physical_bits = Features::host(options.layout.placement(0)).physical_bits;
-    let chip_options = ChipOptions { ioapic_pins: IOAPIC_PINS, physical_bits, ..ChipOptions::default() };
+    let chip_options = ChipOptions { ioapic_pins: IOAPIC_PINS, ..ChipOptions::default() };
+    let khz = |hz: u64| u32::try_from(hz / 1000).unwrap_or(u32::MAX);
+    let timing = Timing { tsc_khz: khz(tsc.hz()), apic_khz: khz(chip_options.apic_bus_hz) };
+    let features = |index| {
+        let place = options.layout.placement(index);
+        Ok::<_, EngineError>(Features::modelled(place, &options.model)?.with_timing(timing))
+    };
+    let chip_options = ChipOptions { physical_bits: features(0)?.physical_bits, ..chip_options };
     let chip = SoftIrqChip::new(wiring.collect(), chip_options, options.time.clone());
     chip.map(&options.ports, &options.mmio)?;
     let chips = Arc::new(SoftChips::new(chip));
@@ -48,23 +55,27 @@ pub fn create(options: &VmOptions) -> Result<Vm, EngineError> {
     let shared = Arc::new(SharedCpus::default());
     let halt = Arc::new(HaltWatch::new(cpus, options.power.clone()));
     let vcpus = (0..cpus).zip(&events).map(|(index, events)| {
-        let features = Arc::new(Features::host(options.layout.placement(index)));
+        let features = Arc::new(features(index)?);
         let apic = chips.chip.local_apics()[index as usize].clone();
         let env = Arc::new(CpuEnvironment::new(index, apic, options, tsc.clone()));
-        let mut vcpu = cpu::Vcpu::new(options.memory.clone(), env, events.clone(), shared.clone(), features);
+        let mut vcpu = cpu::Vcpu::new(options.memory.clone(), env.clone(), events.clone(), shared.clone(), features);
         // Where code cannot be translated, the interpreter alone serves.
         let _ = vcpu.set_translator(options.translator);
+        vcpu.set_perf_map(options.perf_map.clone());
         if index > 0 {
             vcpu.set_state(&VcpuState { activity: Activity::WaitForSipi, ..VcpuState::reset() });
         }
-        Box::new(SoftVcpu { index, vcpu, events: events.clone(), halt: halt.clone() }) as Box<dyn Vcpu>
+        let vcpu = SoftVcpu { index, vcpu, env, events: events.clone(), halt: halt.clone() };
+        Ok(Box::new(vcpu) as Box<dyn Vcpu>)
     });
-    Ok(Vm { kind: EngineKind::Soft, vcpus: vcpus.collect(), chips: chips.clone() })
+    let vcpus = vcpus.collect::<Result<_, EngineError>>()?;
+    Ok(Vm { kind: EngineKind::Soft, vcpus, chips: chips.clone() })
 }
 
 struct SoftVcpu {
     index: u32,
     vcpu: cpu::Vcpu,
+    env: Arc<CpuEnvironment>,
     events: Arc<Events>,
     halt: Arc<HaltWatch>,
 }
@@ -95,6 +106,12 @@ impl Vcpu for SoftVcpu {
     fn set_state(&mut self, state: &VcpuState) -> Result<(), EngineError> {
         self.vcpu.set_state(state);
         Ok(())
+    }
+
+    fn statistics(&self) -> Vec<(String, u64)> {
+        let mut list = self.vcpu.statistics();
+        list.extend(self.env.statistics());
+        list
     }
 
     fn handle(&self) -> Arc<dyn VcpuHandle> {

@@ -121,7 +121,9 @@ impl Machine {
             mmio: mmio.clone(),
             time,
             policy: Arc::new(AccessPolicy::new(config.policy, world.clone())),
+            model: cpu::CpuModel::default(),
             translator: Some(cpu::TranslatorOptions { threshold: 2, cache_bytes: 8 << 20, check: 0 }),
+            perf_map: None,
             power: world.clone(),
         };
         let vm = vmm::create(config.engine, &options).expect("a VM");

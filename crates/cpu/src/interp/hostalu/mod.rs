@@ -41,11 +41,34 @@ use crate::decode::{Choice, Decoding};
 #[derive(Default)]
 pub(crate) struct HostAlu {
     features: features::Known,
+    older_forms: Option<u32>,
     #[cfg(target_arch = "x86_64")]
     stubs: stub::Stubs,
 }
 
 impl HostAlu {
+    /// Whether the guest's CPUID hides an instruction that this CPU runs by itself.
+    pub(crate) fn hides(&mut self, instruction: &iced_x86::Instruction, guest: &crate::Features) -> bool {
+        self.features.hides(instruction.cpuid_features(), guest)
+    }
+
+    /// Decoder options for encodings that mean something older where the guest lacks a feature: TZCNT is BSF, LZCNT is BSR,
+    /// and LAHF and SAHF do not exist in 64-bit mode.
+    pub(crate) fn older_forms(&mut self, guest: &crate::Features) -> u32 {
+        use iced_x86::{CpuidFeature, DecoderOptions};
+        if let Some(options) = self.older_forms {
+            return options;
+        }
+        let without = |present: bool, option: u32| if present { 0 } else { option };
+        let bmi1 = !self.features.hides(&[CpuidFeature::BMI1], guest);
+        let abm = !self.features.hides(&[CpuidFeature::LZCNT], guest);
+        let lahf = guest.leaf(0x8000_0001, 0)[2] & 1 != 0;
+        let options = without(bmi1, DecoderOptions::NO_MPFX_0FBC)
+            | without(abm, DecoderOptions::NO_MPFX_0FBD)
+            | without(lahf, DecoderOptions::NO_LAHF_SAHF_64);
+        *self.older_forms.insert(options)
+    }
+
     /// Makes sure that a whole block's stubs fit. Returns `true` if all stubs were dropped for it: then no decoded
     /// instruction may be used any more.
     #[must_use]

@@ -4,7 +4,25 @@
 //! thermal management, performance monitoring, machine-check details. Data instructions run on the
 //! host, so their feature bits pass through.
 
+//!
+//! | file          | what it has                                                        |
+//! |---------------|----------------------------------------------------------------------|
+//! | `bits`        | the features by name                                                |
+//! | `instruction` | which feature an instruction belongs to                             |
+//! | [`model`]     | the processor that the configuration asks for                       |
+//! | `timing`      | leaves that tell frequencies                                        |
+
+pub(crate) mod bits;
+#[cfg(test)]
+mod hidden;
+pub(crate) mod instruction;
+pub mod model;
+mod timing;
+
 use platform::x86::cr4;
+
+pub use model::{CpuModel, ModelError};
+pub use timing::Timing;
 
 /// One CPUID leaf as the guest sees it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -56,7 +74,7 @@ pub struct Features {
 
 /// Signature of the hypervisor leaf.
 const HYPERVISOR: &[u8; 12] = b"bhyve bhyve ";
-/// Highest hypervisor leaf.
+/// Highest hypervisor leaf, where no frequencies are known.
 const HYPERVISOR_MAX: u32 = 0x4000_0001;
 
 mod mask {
@@ -109,6 +127,15 @@ impl Features {
         Self::from_host(place, host::cpuid)
     }
 
+    /// The host's processor as `model` has it, for a vCPU at `place`.
+    ///
+    /// # Errors
+    /// The host does not have what the model asks for.
+    pub fn modelled(place: Placement, model: &CpuModel) -> Result<Self, ModelError> {
+        let filter = model.over(host::cpuid)?;
+        Ok(Self::from_host(place, |function, index| filter.leaf(function, index)))
+    }
+
     /// As [`Features::host`], reading the host's leaves through `cpuid(function, index)`.
     pub fn from_host(place: Placement, cpuid: impl Fn(u32, u32) -> [u32; 4]) -> Self {
         let vendor = cpuid(0, 0);
@@ -153,6 +180,12 @@ impl Features {
         found.map_or([0; 4], |leaf| leaf.regs)
     }
 
+    /// Whether a CPUID bit is set.
+    pub(crate) fn has(&self, bit: bits::Bit) -> bool {
+        let leaf = self.leaves.iter().find(|l| l.function == bit.leaf && l.index.unwrap_or(0) == bit.index);
+        leaf.is_some_and(|leaf| leaf.regs[bit.register & 3] >> bit.bit & 1 != 0)
+    }
+
     fn add_leaf_1(&mut self, place: Placement, host: [u32; 4]) {
         let per_socket = place.cores * place.threads;
         let logical = per_socket.next_power_of_two().min(255);
@@ -192,7 +225,7 @@ impl Features {
             return;
         }
         let top = cpuid(0xd, 0);
-        self.xcr0_mask = (u64::from(top[3]) << 32 | u64::from(top[0])) & XCR0_KNOWN;
+        self.xcr0_mask = (u64::from(top[3]) << 32 | u64::from(top[0])) & XCR0_KNOWN & self.announced_components();
         let components: Vec<_> = (2..8).filter(|i| self.xcr0_mask >> i & 1 != 0).collect();
         for &i in &components {
             self.add(0xd, Some(i), cpuid(0xd, i));
@@ -200,6 +233,13 @@ impl Features {
         let size = self.xsave_size(self.xcr0_mask, false);
         self.add(0xd, Some(0), [self.xcr0_mask as u32, size, size, 0]);
         self.add(0xd, Some(1), [cpuid(0xd, 1)[0] & mask::LEAFD_1_EAX, size, 0, 0]);
+    }
+
+    /// The state components whose registers some feature announces (SDM vol. 1, 13.1).
+    fn announced_components(&self) -> u64 {
+        let avx = self.leaf(1, 0)[2] >> 28 & 1 != 0;
+        let avx512 = self.leaf(7, 0)[1] >> 16 & 1 != 0;
+        3 | if avx { 4 } else { 0 } | if avx && avx512 { 0xe0 } else { 0 }
     }
 
     /// Size in bytes of an XSAVE area for the components in `xcr0`, in standard or compacted format (SDM vol. 1, 13.4).
@@ -281,8 +321,10 @@ mod host {
     /// Reads a leaf of the host.
     #[cfg(target_arch = "x86_64")]
     pub(super) fn cpuid(function: u32, index: u32) -> [u32; 4] {
+        /// Leaf 1, ECX: the local APIC's timer has a TSC-deadline mode. Ours has, whatever the host's.
+        const TSC_DEADLINE: u32 = 1 << 24;
         let r = std::arch::x86_64::__cpuid_count(function, index);
-        [r.eax, r.ebx, r.ecx, r.edx]
+        [r.eax, r.ebx, r.ecx | if function == 1 { TSC_DEADLINE } else { 0 }, r.edx]
     }
 
     /// On other hosts: a plain 64-bit processor without SIMD beyond SSE2.
