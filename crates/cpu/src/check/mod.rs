@@ -9,7 +9,8 @@ use std::fmt::Write as _;
 
 use crate::state::flags::Flags;
 use crate::state::{RIP, Shadow};
-use crate::{Step, Trap, Vcpu};
+use crate::translate::flags;
+use crate::{Step, Vcpu};
 
 /// What the interpreter has written, to be taken back.
 #[derive(Default)]
@@ -36,6 +37,8 @@ pub(crate) struct Expected {
     before: Snapshot,
     after: Snapshot,
     outcome: Step,
+    /// Instructions that were run.
+    executed: usize,
     /// Guest-physical address and bytes afterwards.
     memory: Vec<(u64, Vec<u8>)>,
 }
@@ -80,15 +83,21 @@ impl Vcpu {
         }
     }
 
-    /// Runs `count` instructions in the interpreter and takes their effects back. `None` if they cannot be compared.
+    /// Runs `count` instructions in the interpreter, or fewer if a branch is taken before, and takes their effects back. `None` if
+    /// they cannot be compared.
     pub(crate) fn rehearse(&mut self, count: u32) -> Option<Expected> {
         let before = self.snapshot();
         self.tlb.exchange();
         self.check = Some(Box::default());
         let mut outcome = Ok(());
-        for _ in 0..count {
+        let mut executed = 0;
+        for instruction in self.listing(before.regs[RIP], count) {
             outcome = self.interpret(true);
             if outcome.is_err() || self.check.as_ref().is_none_or(|log| log.aborted) {
+                break;
+            }
+            executed += 1;
+            if self.regs[RIP] != instruction.next_ip() {
                 break;
             }
         }
@@ -103,7 +112,7 @@ impl Vcpu {
         (self.fpu.vectors, self.fpu.opmasks) = (before.vectors, before.opmasks);
         self.fpu.set_mxcsr(before.mxcsr);
         let special = self.shadow != Shadow::None || self.attention != 0;
-        (!log.aborted && !special).then_some(Expected { before, after, outcome, memory })
+        (!log.aborted && !special).then_some(Expected { before, after, outcome, executed, memory })
     }
 
     fn bytes_at(&self, gpa: u64, len: usize) -> Vec<u8> {
@@ -114,7 +123,7 @@ impl Vcpu {
 
     /// Compares the state after translated code with the interpreter's. Nothing else can be trusted after a difference, so it
     /// ends the program.
-    pub(crate) fn compare(&mut self, expected: &Expected, defined: u64, instructions: u32, outcome: Step) {
+    pub(crate) fn compare(&mut self, expected: &Expected, instructions: u32, outcome: Step) {
         let mut found = String::new();
         for r in (0..16).chain([RIP]) {
             let (want, got) = (expected.after.regs[r], self.regs[r]);
@@ -122,8 +131,7 @@ impl Vcpu {
                 let _ = writeln!(found, "register {r}: interpreter {want:#x}, translated {got:#x}");
             }
         }
-        let fault = matches!(expected.outcome, Err(Trap::Fault(_)));
-        let mask = if fault { 0 } else { defined };
+        let mask = !self.undefined_flags(expected);
         let (want, got) = (expected.after.flags.value() & mask, self.flags.value() & mask);
         if want != got {
             let _ = writeln!(found, "flags: interpreter {want:#x}, translated {got:#x}");
@@ -156,6 +164,26 @@ impl Vcpu {
         }
     }
 
+    /// Flags of RFLAGS that the manuals leave undefined where the interpreter ended.
+    fn undefined_flags(&mut self, expected: &Expected) -> u64 {
+        let executed = self.listing(expected.before.regs[RIP], expected.executed as u32);
+        flags::to_rflags(executed.iter().fold(0, |before, instruction| flags::undefined(instruction, before)))
+    }
+
+    /// The instructions at a linear address, at most `count`, none that begins in the next page.
+    fn listing(&mut self, linear: u64, count: u32) -> Vec<iced_x86::Instruction> {
+        let in_page = 0x1000 - (linear & 0xfff) as usize;
+        let mut bytes = vec![0; in_page + 15];
+        for (address, part) in [(linear, 0..in_page), (linear.wrapping_add(in_page as u64), in_page..in_page + 15)] {
+            let phys = self.resolve(address, crate::mmu::Access::Execute).unwrap_or(u64::MAX);
+            let _ = self.memory.read(phys, &mut bytes[part]);
+        }
+        let options = iced_x86::DecoderOptions::NONE;
+        let decoder = iced_x86::Decoder::with_ip(self.mode.code_bits(), &bytes, linear, options);
+        let inside = |instruction: &iced_x86::Instruction| instruction.ip().wrapping_sub(linear) < in_page as u64;
+        decoder.into_iter().take(count as usize).take_while(inside).collect()
+    }
+
     fn report(&mut self, expected: &Expected, instructions: u32, found: &str) {
         let rip = expected.before.regs[RIP];
         let mut text = format!("translated code differs from the interpreter in the block at {rip:#x}\n{found}before:");
@@ -163,13 +191,8 @@ impl Vcpu {
             let _ = write!(text, " r{r}={value:#x}");
         }
         let _ = writeln!(text, " rflags={:#x}", expected.before.flags.value());
-        let mut bytes = [0; 512];
-        self.regs[RIP] = rip;
-        let phys = self.resolve(rip, crate::mmu::Access::Execute).unwrap_or(0);
-        let _ = self.memory.read(phys, &mut bytes);
-        let decoder = iced_x86::Decoder::with_ip(self.mode.code_bits(), &bytes, rip, iced_x86::DecoderOptions::NONE);
         let mut formatter = iced_x86::IntelFormatter::new();
-        for instruction in decoder.into_iter().take(instructions as usize) {
+        for instruction in self.listing(rip, instructions) {
             let _ = write!(text, "{:#x}: ", instruction.ip());
             iced_x86::Formatter::format(&mut formatter, &instruction, &mut text);
             text.push('\n');

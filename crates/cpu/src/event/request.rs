@@ -21,9 +21,10 @@ pub mod bit {
 }
 
 /// The mailbox of one vCPU.
-#[derive(Default)]
 pub struct Events {
     word: AtomicU32,
+    /// Zero while bits are pending; may be zero without, until [`Events::settle`].
+    quiet: AtomicU32,
     startup_vector: AtomicU8,
     /// The vCPU executes guest instructions, so it must acknowledge [`bit::SYNC_CODE`].
     in_guest: AtomicBool,
@@ -31,10 +32,24 @@ pub struct Events {
     wake: Condvar,
 }
 
+impl Default for Events {
+    fn default() -> Self {
+        Self {
+            word: AtomicU32::new(0),
+            quiet: AtomicU32::new(1),
+            startup_vector: AtomicU8::new(0),
+            in_guest: AtomicBool::new(false),
+            sleep: Mutex::new(()),
+            wake: Condvar::new(),
+        }
+    }
+}
+
 impl Events {
     /// Sets bits and wakes the vCPU if it sleeps.
     pub fn raise(&self, bits: u32) {
         self.word.fetch_or(bits, Ordering::SeqCst);
+        self.quiet.store(0, Ordering::SeqCst);
         // Taking the lock orders this with a vCPU between its check and its wait.
         drop(self.sleep.lock().unwrap_or_else(PoisonError::into_inner));
         self.wake.notify_all();
@@ -52,14 +67,28 @@ impl Events {
         self.word.load(Ordering::Relaxed)
     }
 
-    /// Where the pending bits are, for emitted code to look at.
-    pub(crate) fn word_address(&self) -> u64 {
-        self.word.as_ptr() as u64
+    /// Where emitted code looks: at a word of 32 bits that is zero while bits are pending.
+    pub(crate) fn quiet_address(&self) -> u64 {
+        self.quiet.as_ptr() as u64
     }
 
     /// Clears bits; returns which of them were set.
     pub fn take(&self, bits: u32) -> u32 {
-        self.word.fetch_and(!bits, Ordering::SeqCst) & bits
+        let before = self.word.fetch_and(!bits, Ordering::SeqCst);
+        if before & !bits == 0 {
+            self.settle();
+        }
+        before & bits
+    }
+
+    /// Brings the word that emitted code looks at in line with the pending bits. A bit raised meanwhile is not missed.
+    pub(crate) fn settle(&self) {
+        if self.quiet.load(Ordering::SeqCst) == 0 && self.word.load(Ordering::SeqCst) == 0 {
+            self.quiet.store(1, Ordering::SeqCst);
+            if self.word.load(Ordering::SeqCst) != 0 {
+                self.quiet.store(0, Ordering::SeqCst);
+            }
+        }
     }
 
     pub(crate) fn startup_vector(&self) -> u8 {

@@ -10,7 +10,7 @@ use memory::{CodeTag, PageMap};
 pub(crate) struct Key {
     /// Guest-physical address of the first byte.
     pub(crate) phys: u64,
-    /// Guest-physical page that the block's only instruction crosses into, or 1.
+    /// Guest-physical page that the block's only instruction crosses into, or [`Key::one_page`].
     pub(crate) second: u64,
     /// Decoding mode, access mode, vector level.
     pub(crate) mode: (u8, u8, u8),
@@ -18,6 +18,14 @@ pub(crate) struct Key {
 
 /// [`Key::second`] of a block inside one page.
 pub(crate) const ONE_PAGE: u64 = 1;
+
+impl Key {
+    /// [`Key::second`] of a block inside one page; `alone`: see [`crate::translate::SiteKind::Link`].
+    pub(crate) fn one_page(alone: u8) -> u64 {
+        ONE_PAGE | u64::from(alone) << 1
+    }
+}
+
 /// A page whose code was overwritten this often is not translated any more.
 const MAX_REWRITES: u32 = 200;
 
@@ -27,8 +35,6 @@ pub(crate) struct Block {
     /// Arena offsets of the entries for looked-up and for direct branches.
     pub(crate) entry: u32,
     pub(crate) direct: u32,
-    /// Arithmetic flags in RFLAGS that are right at its end.
-    pub(crate) defined: u64,
     /// Guest instructions in it.
     pub(crate) instructions: u32,
 }
@@ -80,10 +86,10 @@ impl Blocks {
         self.list.get(number as usize)
     }
 
-    /// Defined flags and number of instructions of the block with an entry.
-    pub(crate) fn at_entry(&self, entry: u32) -> Option<(u64, u32)> {
+    /// Number of instructions of the block with an entry.
+    pub(crate) fn at_entry(&self, entry: u32) -> Option<u32> {
         let index = self.list.binary_search_by_key(&entry, |block| block.entry).ok()?;
-        self.list.get(index).map(|block| (block.defined, block.instructions))
+        self.list.get(index).map(|block| block.instructions)
     }
 
     /// The number of the next block.

@@ -47,7 +47,7 @@ pub(crate) mod table {
 pub(crate) struct Context {
     /// Linear address of the code page that runs.
     pub(crate) page: u64,
-    /// Address of the events word.
+    /// Address of a word that is zero while events are pending.
     pub(crate) events: u64,
     /// Guest registers that have no host register of their own.
     pub(crate) r12: [u64; 4],
@@ -79,6 +79,8 @@ pub(crate) struct Context {
     /// MXCSR of the guest and of the host.
     pub(crate) mxcsr: u64,
     pub(crate) host_mxcsr: u64,
+    /// Distances between host and linear addresses that groups of accesses share while a block runs.
+    pub(crate) addends: [u64; crate::translate::share::SLOTS],
 }
 
 /// Offset of a field.

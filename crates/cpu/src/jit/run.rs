@@ -89,7 +89,7 @@ impl Vcpu {
         let tables = Tables::new()?;
         // SAFETY: the tables were just made, and their context block is zeroed memory of the right size and alignment.
         let context = unsafe { &mut *tables.context() };
-        context.events = self.events.word_address();
+        context.events = self.events.quiet_address();
         context.page_mask = !0xfff;
         (context.page_mask16, context.page_mask32, context.page_mask64) = (!0xff0, !0xfe0, !0xfc0);
         context.unloaded = 1;
@@ -139,11 +139,11 @@ impl Vcpu {
         }
         jit.checks = 0;
         let offset = (code as usize).wrapping_sub(jit.arena.address(0) as usize);
-        let (defined, instructions) = jit.blocks.at_entry(offset as u32)?;
+        let instructions = jit.blocks.at_entry(offset as u32)?;
         let expected = self.rehearse(instructions)?;
         let outcome = self.enter(code);
         self.jit.as_mut()?.counters.checked += 1;
-        self.compare(&expected, defined, instructions, outcome);
+        self.compare(&expected, instructions, outcome);
         Some(outcome)
     }
 
@@ -314,11 +314,12 @@ impl Vcpu {
     #[inline]
     pub(crate) fn heat(&mut self, block: u32) -> bool {
         let Some(jit) = self.jit.as_ref() else { return false };
-        self.cache.heat(block, jit.options.threshold) && self.translatable() && self.translate_here().is_some()
+        self.cache.heat(block, jit.options.threshold) && self.translatable() && self.translate_here(0).is_some()
     }
 
+    /// Translates what is at RIP; `alone`: see [`SiteKind::Link`].
     #[cold]
-    fn translate_here(&mut self) -> Option<()> {
+    fn translate_here(&mut self, alone: u8) -> Option<()> {
         let rip = self.regs[RIP];
         let phys = self.resolve(rip, Access::Execute).ok()?;
         let page = phys & !0xfff;
@@ -336,10 +337,10 @@ impl Vcpu {
         let mut bytes = [0; 0x1000];
         self.memory.read(page, &mut bytes).ok()?;
         let start = (phys & 0xfff) as usize;
-        if let Some(translation) = self.translate_bytes(&bytes[start..], &bytes, phys, false) {
-            return self.keep(self.key(phys, ONE_PAGE), translation, &[(page, tag)]);
+        if let Some(translation) = self.translate_bytes(&bytes[start..], &bytes, phys, false, alone) {
+            return self.keep(self.key(phys, Key::one_page(alone)), translation, &[(page, tag)]);
         }
-        if 0x1000 - start >= 15 {
+        if 0x1000 - start >= 15 || alone != 0 {
             return None;
         }
         let second = self.resolve((rip & !0xfff).wrapping_add(0x1000), Access::Execute).ok()? & !0xfff;
@@ -348,17 +349,25 @@ impl Vcpu {
         let in_page = 0x1000 - start;
         joined[..in_page].copy_from_slice(&bytes[start..]);
         self.memory.read(second, &mut joined[in_page..]).ok()?;
-        let translation = self.translate_bytes(&joined, &bytes, phys, true)?;
+        let translation = self.translate_bytes(&joined, &bytes, phys, true, 0)?;
         self.keep(self.key(phys, second), translation, &[(page, tag), (second, second_tag)])
     }
 
-    fn translate_bytes(&mut self, bytes: &[u8], page: &[u8], phys: u64, crossing: bool) -> Option<Translation> {
+    fn translate_bytes(
+        &mut self,
+        bytes: &[u8],
+        page: &[u8],
+        phys: u64,
+        crossing: bool,
+        alone: u8,
+    ) -> Option<Translation> {
         let jit = self.jit.as_ref()?;
         let request = Request {
             bytes,
             page,
             start: (phys & 0xfff) as u32,
             crossing,
+            alone,
             mode: self.mode,
             access: self.tlb.mode() as usize,
             features: &self.features,
@@ -384,13 +393,7 @@ impl Vcpu {
             map.add(jit.arena.address(entry) as usize, translation.code.len(), self.regs[RIP], self.cpl == 3);
         }
         jit.sites.extend(translation.sites);
-        let block = Block {
-            key,
-            entry,
-            direct: translation.direct,
-            defined: translation.defined,
-            instructions: translation.instructions,
-        };
+        let block = Block { key, entry, direct: translation.direct, instructions: translation.instructions };
         jit.blocks.insert(block, pages);
         Some(())
     }
@@ -484,34 +487,43 @@ impl Vcpu {
     }
 
     fn serve_link(&mut self, site: Site) -> *const u8 {
-        let SiteKind::Link { patch, target } = site.kind else { return self.leave_with(Ok(())) };
+        let SiteKind::Link { patch, target, alone } = site.kind else { return self.leave_with(Ok(())) };
         self.load_flags();
         self.regs[RIP] = self.context().page.wrapping_add(u64::from(target));
-        if self.checking() {
+        if self.checking() && alone == 0 {
             return self.leave_with(Ok(()));
         }
-        let Some(jit) = self.jit.as_mut() else { return std::ptr::null() };
+        let Some(jit) = self.jit.as_ref() else { return std::ptr::null() };
         let key = jit.blocks.get(site.block).map(|block| Key {
             phys: block.key.phys & !0xfff | u64::from(target),
-            second: ONE_PAGE,
+            second: Key::one_page(alone),
             mode: block.key.mode,
         });
-        let found = key.and_then(|key| jit.blocks.find(&key)).map(|(_, block)| block.direct);
-        match found {
+        let Some(key) = key else { return self.leave_with(Ok(())) };
+        let flushes = jit.counters.flushes;
+        if alone != 0 && jit.blocks.find(&key).is_none() && self.translate_here(alone).is_none() {
+            // The page is written too often.
+            let outcome = self.interpret(true);
+            return self.leave_with(outcome);
+        }
+        let Some(jit) = self.jit.as_mut() else { return std::ptr::null() };
+        match jit.blocks.find(&key).map(|(_, block)| block.direct) {
             Some(direct) if !jit.blocks.is_behind(self.memory.pages()) => {
-                jit.counters.links += 1;
-                jit.arena.patch(patch, &direct.wrapping_sub(patch + 4).to_le_bytes());
+                if jit.counters.flushes == flushes {
+                    jit.counters.links += 1;
+                    jit.arena.patch(patch, &direct.wrapping_sub(patch + 4).to_le_bytes());
+                }
                 let code = jit.arena.address(direct);
                 self.store_context();
                 code
             }
-            // Perhaps an instruction that crosses into the next page.
             _ => self.next_code(),
         }
     }
 
     fn serve_branch(&mut self, site: Site) -> *const u8 {
         self.load_flags();
+        self.events.settle();
         let rip = self.context().linear;
         self.regs[RIP] = rip;
         if let Some(jit) = self.jit.as_mut() {
@@ -534,6 +546,7 @@ impl Vcpu {
 
     fn serve_event(&mut self, site: Site) -> *const u8 {
         self.load_flags();
+        self.events.settle();
         if let SiteKind::Event { target } = site.kind {
             self.regs[RIP] = self.context().page.wrapping_add(u64::from(target));
         }

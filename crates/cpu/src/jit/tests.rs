@@ -391,3 +391,135 @@ fn the_checker_agrees_with_good_code() {
         assert!(counters(&machine).checked > 0);
     }
 }
+
+/// Unmapped: what touches it faults.
+const NOWHERE: u64 = 0x4000_0000;
+
+/// What a page fault's frame shows after `code`, which ends in an access to [`NOWHERE`] in RBP.
+fn frame(mut machine: Machine, code: &[u8]) -> [u64; 5] {
+    machine.put(Machine::handler(14), 0xf4u8);
+    machine.bytes(code);
+    run(&mut machine);
+    assert_eq!(machine.vcpu.rip(), Machine::handler(14) + 1);
+    std::array::from_fn(|n| machine.stack(n as u64))
+}
+
+#[test]
+fn fault_frames_show_the_flags_of_every_instruction_before() {
+    // Accesses that fault, each followed by something that overwrites all flags unread.
+    const FAULTS: [&[u8]; 6] = [
+        &[0x8b, 0x4d, 0],
+        &[0x89, 0x4d, 0],
+        &[0x01, 0x4d, 0],
+        &[0x48, 0x0f, 0xb6, 0x45, 7],
+        &[0xff, 0x75, 0],
+        &[0x0f, 0x44, 0x4d, 0],
+    ];
+    let mut random = Random(0x1234_5678_9abc_def1);
+    for round in 0..1500 {
+        let mut code = Vec::new();
+        random_form(&mut random, &mut code);
+        let undefined = crate::translate::flags::to_rflags(undefined_flags(&code));
+        // MOV RSP, STACK; MOV RBP, NOWHERE; sometimes a good access, and something that overwrites some flags only.
+        code.extend([0x48, 0xbc]);
+        code.extend(at::STACK.to_le_bytes());
+        code.extend([0x48, 0xbd]);
+        code.extend(NOWHERE.to_le_bytes());
+        if random.below(2) == 0 {
+            code.extend([0x48, 0x8b, 0x04, 0x24]);
+        }
+        code.extend(random.pick(&[[0x90u8, 0x90], [0xf9, 0x90], [0xff, 0xc0], [0xd1, 0xc8], [0xf5, 0xf5]]));
+        code.extend(FAULTS[round % FAULTS.len()]);
+        code.extend([0x48, 0x39, 0xd8, 0xf4]);
+        let seed = random.next();
+        let mut expected = frame(prepare(&code, seed), &code);
+        let mut found = frame(translated(prepare(&code, seed)), &code);
+        expected[3] &= !undefined;
+        found[3] &= !undefined;
+        assert_eq!(expected, found, "round {round}\n{}", listing(&code));
+    }
+}
+
+/// A program whose accesses lie close together, around the address in RBX, R9 and R13.
+fn neighbours(random: &mut Random) -> Vec<u8> {
+    let mut code = Vec::new();
+    // The loop makes the block run often enough.
+    for _ in 0..3 + random.below(20) {
+        // RBX, RBP, R9, R13, or RBX + R8.
+        let (base, sib) = random.pick(&[(3u8, None), (5, None), (9, None), (13, None), (3, Some(0x03u8))]);
+        let reg = random.pick(&[0u8, 2, 6, 10, 14, 15]);
+        let disp = random.below(96) as i8;
+        let mut access = |opcode: &[u8]| {
+            code.push(0x48 | (reg >> 3) << 2 | u8::from(sib.is_some()) << 1 | base >> 3);
+            code.extend(opcode);
+            match sib {
+                Some(sib) => code.extend([0x44 | (reg & 7) << 3, sib, disp as u8]),
+                None => code.extend([0x40 | (reg & 7) << 3 | base & 7, disp as u8]),
+            }
+        };
+        match random.below(12) {
+            0..=3 => access(&[0x8b]),
+            4 | 5 => access(&[0x89]),
+            6 => access(&[0x01]),
+            7 => access(&[0x33]),
+            8 => access(&[0x0f, 0xb6]),
+            // ADD base, 8; LEA base, [base - 4]; a forward branch over MOV EAX, EDX
+            9 => code.extend([0x48 | base >> 3, 0x83, 0xc0 | base & 7, 8]),
+            10 => code.extend([0x48 | 5 * (base >> 3), 0x8d, 0x40 | 9 * (base & 7), 0xfc]),
+            _ => code.extend([0x75, 2, 0x89, 0xd0]),
+        }
+        if random.below(4) == 0 {
+            code.extend(random.pick(&[[0x50u8, 0x5a], [0x41, 0x56], [0x53, 0x90], [0x5a, 0x90]]));
+        }
+    }
+    code.push(0xf4);
+    code
+}
+
+#[test]
+fn accesses_share_their_checks_only_where_they_may() {
+    const READ_ONLY: u64 = 0x60_0000;
+    const END_OF_RAM: u64 = 16 << 20;
+    let mut random = Random(0x51ce_b00c);
+    for round in 0..600 {
+        let code = neighbours(&mut random);
+        // In one page, across pages, into a page that may not be written, behind the end of memory.
+        let place =
+            random.pick(&[DATA, DATA, DATA + 0xfb0, DATA + 0xfd0, READ_ONLY - 0x40, END_OF_RAM - 0x40, READ_ONLY]);
+        let check = u32::from(round % 4 == 0);
+        let outcome = |translate: bool| {
+            let mut machine = prepare(&code, 3);
+            machine.put(at::PAGES + 0x2000 + 8 * (READ_ONLY >> 21), READ_ONLY | 0xe5);
+            if translate {
+                let options = TranslatorOptions { cache_bytes: 4 << 20, threshold: 1, check };
+                machine.vcpu.set_translator(Some(options)).expect("this host runs translated code");
+            }
+            machine.put(Machine::handler(14), 0xf4u8);
+            let mut ends = Vec::new();
+            // Again, with the TLB filled, and with other values.
+            for round in 0..3 {
+                machine.vcpu.set_rip(at::CODE);
+                machine.vcpu.regs[gpr::RSP] = at::STACK - 0x100;
+                for r in [3, 5, 9, 13] {
+                    machine.set_reg(r, place + 8 * round + (r as u64 & 4));
+                }
+                machine.set_reg(8, 16 * round);
+                run(&mut machine);
+                ends.push((machine.vcpu.regs, machine.vcpu.rflags(), machine.world.take_log()));
+            }
+            let mut memory = vec![0; 0x3000];
+            machine.memory.read(DATA, &mut memory).unwrap();
+            let mut stack = vec![0; 0x800];
+            machine.memory.read(at::STACK - 0x800, &mut stack).unwrap();
+            (ends, memory, stack)
+        };
+        let (expected, found) = (outcome(false), outcome(true));
+        assert!(
+            expected == found,
+            "round {round} at {place:#x}: {:x?}\n{:x?}\n{}",
+            expected.0,
+            found.0,
+            listing(&code)
+        );
+    }
+}

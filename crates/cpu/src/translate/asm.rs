@@ -19,7 +19,6 @@ pub(crate) mod reg {
 
 /// Condition codes of Jcc.
 pub(crate) mod cond {
-    pub(crate) const NZ: u8 = 5;
     pub(crate) const Z: u8 = 4;
 }
 
@@ -84,6 +83,11 @@ impl Asm {
 
     /// ModRM, SIB and displacement of a memory operand.
     pub(crate) fn modrm(&mut self, field: u8, mem: &Mem) {
+        self.modrm_sized(field, mem, true);
+    }
+
+    /// As [`Asm::modrm`]; `short`: displacements other than 0 may be one byte.
+    pub(crate) fn modrm_sized(&mut self, field: u8, mem: &Mem, short: bool) {
         let field = (field & 7) << 3;
         let Some(base) = mem.base else {
             // No base: SIB with base 101 and a 32-bit displacement.
@@ -92,7 +96,7 @@ impl Asm {
             return self.u32(mem.disp as u32);
         };
         let need_disp = mem.disp != 0 || base & 7 == 5;
-        let short = i8::try_from(mem.disp).is_ok();
+        let short = mem.disp == 0 || short && i8::try_from(mem.disp).is_ok();
         let mode = match (need_disp, short) {
             (false, _) => 0,
             (true, true) => 0x40,

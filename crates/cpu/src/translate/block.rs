@@ -1,18 +1,21 @@
-//! One block: decoded forward, looked through backward for live flags, emitted forward.
+//! One block: decoded, then emitted.
 
 use iced_x86::{ConstantOffsets, Instruction, InstructionInfoFactory};
 
 use super::asm::{Asm, Fixup, Mem, reg::*};
 use super::classify::{How, classify};
-use super::{Site, SiteKind, liveness};
+use super::share::{self, Shared};
+use super::{Site, SiteKind};
 use crate::decode::{self, Flow, Mode, Op};
 use crate::jit::context::at;
 use crate::jit::trampoline::Trampolines;
 
 /// Longest block, in instructions.
 const MAX_INSTRUCTIONS: usize = 64;
-/// How far behind a block's end the flags' fate is looked for, in instructions.
-const LOOKAHEAD: usize = 8;
+/// Conditional branches that a block goes on behind.
+const MAX_BRANCHES: usize = 4;
+/// Bytes of a call of a trampoline with the number of its site.
+const LEAVE: u32 = 9;
 
 /// What is to be translated, and where to.
 pub(crate) struct Request<'a> {
@@ -23,6 +26,8 @@ pub(crate) struct Request<'a> {
     /// Offset of the first instruction in its page.
     pub(crate) start: u32,
     pub(crate) crossing: bool,
+    /// If not 0: the block has so many instructions, and every access has its own check.
+    pub(crate) alone: u8,
     pub(crate) mode: Mode,
     /// Index of the access mode.
     pub(crate) access: usize,
@@ -46,8 +51,6 @@ pub(crate) struct Translation {
     pub(crate) sites: Vec<Site>,
     /// Guest instructions in it.
     pub(crate) instructions: u32,
-    /// Arithmetic flags (RFLAGS bits) that are right at its end, whichever way it is left.
-    pub(crate) defined: u64,
 }
 
 /// A decoded instruction.
@@ -63,8 +66,9 @@ pub(super) struct Insn {
     pub(super) how: How,
     /// It ends its block.
     pub(super) ends: bool,
-    /// Flags live before it.
-    pub(super) live: u32,
+    /// The groups of its accesses, to its memory operand and to the stack.
+    pub(super) operand: Option<Shared>,
+    pub(super) stack: Option<Shared>,
 }
 
 struct Stub {
@@ -79,12 +83,25 @@ struct Stub {
 pub(crate) struct Translator<'a> {
     pub(super) asm: Asm,
     pub(super) bytes: &'a [u8],
+    page: &'a [u8],
+    bitness: u32,
     pub(super) access: usize,
     pub(super) trampolines: Trampolines,
     pub(super) fast_pext: bool,
     /// The vector registers are loaded from here on.
     pub(super) vectors_ready: bool,
     pub(super) info: InstructionInfoFactory,
+    /// The group whose distance to the host address is in R14.
+    pub(super) addend: Option<u16>,
+    /// Offset of the first instruction in the page, and arena offset of its code.
+    start: u32,
+    direct: u32,
+    /// A branch to the first instruction need not leave emitted code.
+    may_loop: bool,
+    /// Instructions of the block.
+    count: usize,
+    /// Branches to code at the block's end: the jump, the index of the instruction, and where it goes.
+    exits: Vec<(Fixup, usize, i64)>,
     stubs: Vec<Stub>,
     /// Arena offset behind each instruction.
     resumes: Vec<u32>,
@@ -97,27 +114,27 @@ pub(crate) struct Translator<'a> {
 /// Translates a block; `None` if its first instruction is not whole in `bytes`, or nothing can run natively when checking.
 pub(crate) fn translate(request: &Request<'_>, host_alu: &mut crate::interp::hostalu::HostAlu) -> Option<Translation> {
     let (mut insns, complete) = decode_block(request, host_alu);
-    let last = insns.last()?;
-    let end_live = if complete { exit_liveness(last, request) } else { flags_at(i64::from(last.next), request) };
-    let mut live = end_live;
-    for insn in insns.iter_mut().rev() {
-        live = match insn.how {
-            How::Interpret => liveness::ALL,
-            _ => liveness::before(&insn.instruction, live),
-        };
-        insn.live = live;
+    insns.last()?;
+    let mut info = InstructionInfoFactory::new();
+    if request.alone == 0 {
+        share::plan(&mut insns, &mut info);
     }
-    let undefined = insns.iter().fold(0, |undefined, insn| {
-        undefined & !liveness::overwritten(&insn.instruction) | insn.instruction.rflags_undefined()
-    });
     let mut translator = Translator {
         asm: Asm::new(request.arena),
         bytes: request.bytes,
+        page: request.page,
+        bitness: request.mode.code_bits(),
         access: request.access,
         trampolines: request.trampolines,
         fast_pext: request.fast_pext,
         vectors_ready: false,
-        info: InstructionInfoFactory::new(),
+        info,
+        addend: None,
+        start: request.start,
+        direct: 0,
+        may_loop: request.alone == 0 && !request.checking,
+        count: insns.len(),
+        exits: Vec::new(),
         stubs: Vec::new(),
         resumes: Vec::new(),
         current: 0,
@@ -125,22 +142,21 @@ pub(crate) fn translate(request: &Request<'_>, host_alu: &mut crate::interp::hos
         first_site: request.first_site,
         block: request.block,
     };
-    let direct = translator.emit(request.start, &insns, complete);
+    translator.emit(&insns, complete);
+    let direct = translator.direct;
     let (code, sites) = translator.finish();
-    Some(Translation {
-        code,
-        direct,
-        sites,
-        instructions: insns.len() as u32,
-        defined: rflags_of(end_live & !undefined),
-    })
+    Some(Translation { code, direct, sites, instructions: insns.len() as u32 })
 }
 
 /// Decodes up to the end of the block; whether its last instruction ends it by itself.
 fn decode_block(request: &Request<'_>, host_alu: &mut crate::interp::hostalu::HostAlu) -> (Vec<Insn>, bool) {
-    let mut insns = Vec::new();
-    let mut at = 0;
-    let limit = if request.crossing { 1 } else { MAX_INSTRUCTIONS };
+    let mut insns: Vec<Insn> = Vec::new();
+    let (mut at, mut branches) = (0, 0);
+    let limit = match (request.crossing, request.alone) {
+        (true, _) => 1,
+        (false, 0) => MAX_INSTRUCTIONS,
+        (false, count) => usize::from(count),
+    };
     while at < request.bytes.len() && insns.len() < limit {
         let window = &request.bytes[at..request.bytes.len().min(at + 15)];
         let Some(decoded) = decode::decode_full(window, request.mode, request.features, host_alu) else { break };
@@ -152,13 +168,24 @@ fn decode_block(request: &Request<'_>, host_alu: &mut crate::interp::hostalu::Ho
             break;
         }
         let ends = flow == Flow::End || changes_access(&instruction);
-        insns.push(Insn { instruction, offsets, at, start, next, op, how, ends, live: liveness::ALL });
-        at += usize::from(op.len);
-        if ends {
-            return (insns, true);
+        let insn = Insn { instruction, offsets, at, start, next, op, how, ends, operand: None, stack: None };
+        let goes_on = !ends || branches < MAX_BRANCHES && skips_forward(&insn);
+        branches += usize::from(ends);
+        at += usize::from(insn.op.len);
+        insns.push(insn);
+        if !goes_on {
+            break;
         }
     }
-    (insns, false)
+    let complete = insns.last().is_some_and(|insn| insn.ends);
+    (insns, complete)
+}
+
+/// A conditional branch that is rather not taken: not the end of a loop.
+fn skips_forward(insn: &Insn) -> bool {
+    let distance = insn.op.imm as i64;
+    let loops = distance <= 0 && i64::from(insn.next) + distance >= 0;
+    insn.how == How::Branch && insn.instruction.is_jcc_short_or_near() && !loops
 }
 
 /// Instructions that go on in the same block of the interpreter, but under another access mode.
@@ -166,66 +193,14 @@ fn changes_access(instruction: &Instruction) -> bool {
     matches!(instruction.mnemonic(), iced_x86::Mnemonic::Stac | iced_x86::Mnemonic::Clac)
 }
 
-/// Flags live behind the last instruction of a block.
-fn exit_liveness(last: &Insn, request: &Request<'_>) -> u32 {
-    if last.how != How::Branch {
-        return liveness::ALL;
-    }
-    let target = i64::from(last.next).wrapping_add(last.op.imm as i64);
-    match last.instruction.op0_kind() {
-        iced_x86::OpKind::NearBranch64 if last.instruction.is_jmp_short_or_near() => flags_at(target, request),
-        iced_x86::OpKind::NearBranch64 if last.instruction.mnemonic() != iced_x86::Mnemonic::Call => {
-            flags_at(target, request) | flags_at(i64::from(last.next), request)
-        }
-        iced_x86::OpKind::NearBranch64 => flags_at(target, request),
-        _ => liveness::ALL,
-    }
-}
-
-/// Flags live at an offset of the page, as far as a short look tells.
-fn flags_at(offset: i64, request: &Request<'_>) -> u32 {
-    let Some(bytes) = usize::try_from(offset).ok().and_then(|offset| request.page.get(offset..)) else {
-        return liveness::ALL;
-    };
-    let options = iced_x86::DecoderOptions::NONE;
-    let mut decoder = iced_x86::Decoder::with_ip(request.mode.code_bits(), bytes, offset as u64, options);
-    let (mut live, mut open) = (0, liveness::ALL);
-    let mut instruction = Instruction::default();
-    for _ in 0..LOOKAHEAD {
-        decoder.decode_out(&mut instruction);
-        let plain = !instruction.is_invalid()
-            && instruction.flow_control() == iced_x86::FlowControl::Next
-            && super::classify::is_native(&instruction, request.vectors);
-        if !plain {
-            break;
-        }
-        live |= instruction.rflags_read() & open;
-        open &= !liveness::overwritten(&instruction);
-        if open == 0 {
-            break;
-        }
-    }
-    live | open
-}
-
-/// iced's flag bits as bits of RFLAGS.
-pub(crate) fn rflags_of(bits: u32) -> u64 {
-    use iced_x86::RflagsBits as B;
-    use platform::x86::rflags as R;
-    [(B::OF, R::OF), (B::SF, R::SF), (B::ZF, R::ZF), (B::AF, R::AF), (B::CF, R::CF), (B::PF, R::PF)]
-        .into_iter()
-        .filter(|(bit, _)| bits & bit != 0)
-        .fold(0, |all, (_, bit)| all | bit)
-}
-
 impl Translator<'_> {
-    fn emit(&mut self, start: u32, insns: &[Insn], complete: bool) -> u32 {
+    fn emit(&mut self, insns: &[Insn], complete: bool) {
         // Looked-up branches come with the linear address in R15: LEA with a 32-bit displacement, so that this entry is
         // always long enough to be overwritten by a call when the block is dropped.
         self.asm.put(&[0x4d, 0x8d, 0xbf]);
-        self.asm.u32(start.wrapping_neg());
+        self.asm.u32(self.start.wrapping_neg());
         self.asm.store(&Mem::context(at!(page)), R15);
-        let direct = self.asm.here();
+        self.direct = self.asm.here();
         for (i, insn) in insns.iter().enumerate() {
             self.current = i;
             self.instruction(insn);
@@ -234,7 +209,31 @@ impl Translator<'_> {
         if let (false, Some(last)) = (complete, insns.last()) {
             self.fall_through(last);
         }
-        direct
+        for (jump, insn, target) in std::mem::take(&mut self.exits) {
+            self.asm.bind(jump);
+            self.go_to(&insns[insn], target);
+        }
+    }
+
+    /// Whether the current instruction is the last of the block.
+    pub(super) fn is_last(&self) -> bool {
+        self.current + 1 == self.count
+    }
+
+    /// Lets a forward jump of the current instruction lead to code that goes on at an offset relative to the page.
+    pub(super) fn exit_later(&mut self, jump: Fixup, target: i64) {
+        self.exits.push((jump, self.current, target));
+    }
+
+    /// The arena offset to jump to for the first instruction, if `target` is that.
+    pub(super) fn loops_to(&self, target: u32) -> Option<u32> {
+        (self.may_loop && target == self.start).then_some(self.direct)
+    }
+
+    /// Lets a forward jump lead to the version of the block from `insn` on where every access has its own check.
+    pub(super) fn go_alone(&mut self, insn: &Insn, from: Fixup) {
+        let (patch, alone) = (self.asm.field(from), (self.count - self.current) as u8);
+        self.stub(from, self.trampolines.link, SiteKind::Link { patch, target: insn.start, alone });
     }
 
     fn fall_through(&mut self, last: &Insn) {
@@ -261,29 +260,38 @@ impl Translator<'_> {
         }
     }
 
+    /// Whether the instruction at an offset of the page reaches into the next one.
+    pub(super) fn crosses(&self, offset: usize) -> bool {
+        let Some(bytes) = self.page.get(offset..).filter(|bytes| bytes.len() < 15) else { return false };
+        let mut decoder = iced_x86::Decoder::new(self.bitness, bytes, iced_x86::DecoderOptions::NONE);
+        decoder.decode().is_invalid() && decoder.last_error() == iced_x86::DecoderError::NoMoreBytes
+    }
+
     /// Calls the interpreter for one instruction.
     fn interpret(&mut self, insn: &Insn) {
-        self.asm.call(self.trampolines.op);
+        let resume = self.asm.here() + LEAVE;
+        self.leave_here(self.trampolines.op, Self::op_site(insn, false, resume));
+        self.addend = None;
+    }
+
+    /// Calls a trampoline: [`LEAVE`] bytes.
+    pub(super) fn leave_here(&mut self, trampoline: u32, kind: SiteKind) {
+        self.asm.call(trampoline);
         self.asm.u32(self.first_site + self.sites.len() as u32);
-        let kind = self.op_site(insn, false);
-        let resume = self.asm.here();
-        self.site(kind, Some(resume));
+        self.site(kind);
     }
 
-    fn op_site(&self, insn: &Insn, memory: bool) -> SiteKind {
-        SiteKind::Op { op: insn.op, start: insn.start, resume: 0, ends: insn.ends, memory }
+    fn op_site(insn: &Insn, memory: bool, resume: u32) -> SiteKind {
+        SiteKind::Op { op: insn.op, start: insn.start, resume, ends: insn.ends, memory }
     }
 
-    fn site(&mut self, mut kind: SiteKind, behind: Option<u32>) {
-        if let (SiteKind::Op { resume, .. }, Some(behind)) = (&mut kind, behind) {
-            *resume = behind;
-        }
+    fn site(&mut self, kind: SiteKind) {
         self.sites.push(Site { kind, access: self.access as u8, block: self.block });
     }
 
     /// Lets a forward jump lead to the interpreter running `insn`.
     pub(super) fn slow_path(&mut self, insn: &Insn, from: Fixup, memory: bool) {
-        let kind = self.op_site(insn, memory);
+        let kind = Self::op_site(insn, memory, 0);
         let resume = Some(self.current);
         self.stubs.push(Stub { from, trampoline: self.trampolines.op, kind, resume });
     }
@@ -294,13 +302,13 @@ impl Translator<'_> {
     }
 
     fn finish(mut self) -> (Vec<u8>, Vec<Site>) {
-        for stub in std::mem::take(&mut self.stubs) {
+        for mut stub in std::mem::take(&mut self.stubs) {
             self.asm.bind(stub.from);
-            self.asm.call(stub.trampoline);
-            let number = self.first_site + self.sites.len() as u32;
-            self.asm.u32(number);
             let behind = stub.resume.and_then(|i| self.resumes.get(i).copied());
-            self.site(stub.kind, behind);
+            if let (SiteKind::Op { resume, .. }, Some(behind)) = (&mut stub.kind, behind) {
+                *resume = behind;
+            }
+            self.leave_here(stub.trampoline, stub.kind);
         }
         (self.asm.bytes, self.sites)
     }

@@ -54,11 +54,6 @@ fn classify_branch(i: &Instruction, op: &Op, next: u32) -> How {
     }
 }
 
-/// Whether the instruction runs natively as far as its form tells.
-pub(super) fn is_native(i: &Instruction, vectors: u8) -> bool {
-    native_form(i, vectors) != How::Interpret
-}
-
 pub(super) fn uses_memory(i: &Instruction) -> bool {
     (0..i.op_count()).any(|n| i.op_kind(n) == OpKind::Memory)
 }

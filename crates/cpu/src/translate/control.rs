@@ -1,12 +1,12 @@
 //! Branches, and how blocks hang together.
 //!
 //! A direct branch inside a page jumps to its target's code, bound when it is first taken. Everything else looks up its
-//! target's linear address in the jump cache, which is as valid as the TLB. Whatever can be part of a cycle (backward
-//! branches and looked-up ones) looks at the events word first.
+//! target's linear address in the jump cache, which is as valid as the TLB. Every cycle has a backward branch or an indirect
+//! one: these look first whether events are pending.
 
 use iced_x86::{Mnemonic, OpKind};
 
-use super::asm::{Mem, reg::*};
+use super::asm::{Fixup, Mem, reg::*};
 use super::block::{Insn, Translator};
 use super::{SiteKind, resident, spilled};
 use crate::jit::context::{at, table};
@@ -14,47 +14,51 @@ use crate::jit::context::{at, table};
 impl Translator<'_> {
     /// Goes on at an offset relative to the page, which may lie outside of it.
     pub(super) fn go_to(&mut self, insn: &Insn, target: i64) {
-        if !(0..0x1000).contains(&target) {
+        let backward = target <= i64::from(insn.start);
+        if !(0..0x1000).contains(&target) || self.crosses(target as usize) {
             self.asm.load(R15, &Mem::context(at!(page)));
             self.asm.lea(true, R15, &Mem::base(R15, target as i32));
             let undo = if insn.instruction.mnemonic() == Mnemonic::Call { 8 } else { 0 };
-            return self.look_up(insn, undo);
+            return self.look_up(insn, undo, backward);
         }
-        if target <= i64::from(insn.start) {
-            self.poll(target as u32);
+        let target = target as u32;
+        if let Some(direct) = self.loops_to(target) {
+            let event = self.poll();
+            self.asm.jmp(direct);
+            self.asm.bind(event);
+            return self.leave_here(self.trampolines.event, SiteKind::Event { target });
         }
+        let event = backward.then(|| self.poll());
         let jump = self.asm.jmp_forward();
         let patch = self.asm.field(jump);
-        self.stub(jump, self.trampolines.link, SiteKind::Link { patch, target: target as u32 });
+        self.stub(jump, self.trampolines.link, SiteKind::Link { patch, target, alone: 0 });
+        if let Some(event) = event {
+            self.asm.bind(event);
+            self.leave_here(self.trampolines.event, SiteKind::Event { target });
+        }
     }
 
-    /// Leaves if an event is pending.
-    fn poll(&mut self, target: u32) {
+    /// A jump that is taken while an event is pending.
+    fn poll(&mut self) -> Fixup {
         self.asm.load(RCX, &Mem::context(at!(events)));
         self.asm.load32(RCX, &Mem::base(RCX, 0));
-        let quiet = self.asm.jrcxz();
-        let event = self.asm.jmp_forward();
-        self.stub(event, self.trampolines.event, SiteKind::Event { target });
-        self.asm.bind(quiet);
+        self.asm.jrcxz()
     }
 
     /// Goes to the linear address in R15. `undo` is to be added to RSP if the address turns out not to be canonical.
-    pub(super) fn look_up(&mut self, insn: &Insn, undo: i32) {
+    pub(super) fn look_up(&mut self, insn: &Insn, undo: i32, poll: bool) {
         let jumps = table::jumps(self.access);
         let kind = SiteKind::Branch { start: insn.start, undo };
-        self.asm.load(RCX, &Mem::context(at!(events)));
-        self.asm.load32(RCX, &Mem::base(RCX, 0));
-        let quiet = self.asm.jrcxz();
-        let event = self.asm.jmp_forward();
-        self.stub(event, self.trampolines.branch, kind);
-        self.asm.bind(quiet);
+        let event = poll.then(|| self.poll());
         self.asm.movzx16(R14, R15);
         self.asm.lea(true, R14, &Mem::indexed(R14, R14, 0, 0));
         self.asm.load(RCX, &Mem::indexed(RSP, R14, 3, jumps));
         self.asm.lea(true, RCX, &Mem::indexed(RCX, R15, 0, 0));
         let hit = self.asm.jrcxz();
-        let miss = self.asm.jmp_forward();
-        self.stub(miss, self.trampolines.branch, kind);
+        if let Some(event) = event {
+            self.asm.bind(event);
+        }
+        self.leave_here(self.trampolines.branch, kind);
         self.asm.bind(hit);
         self.asm.op_mem(false, &[0xff], 4, &Mem::indexed(RSP, R14, 3, jumps + 8));
     }
@@ -71,7 +75,7 @@ impl Translator<'_> {
             Mnemonic::Jmp if i.op0_kind() == OpKind::NearBranch64 => self.go_to(insn, Self::target(insn)),
             Mnemonic::Jmp => {
                 self.indirect_target(insn);
-                self.look_up(insn, 0);
+                self.look_up(insn, 0, true);
             }
             Mnemonic::Call if i.op0_kind() == OpKind::NearBranch64 => {
                 self.push_return(insn);
@@ -82,15 +86,14 @@ impl Translator<'_> {
                 self.asm.store(&Mem::context(at!(scratch)), R15);
                 self.push_return(insn);
                 self.asm.load(R15, &Mem::context(at!(scratch)));
-                self.look_up(insn, 8);
+                self.look_up(insn, 8, true);
             }
             Mnemonic::Ret => {
                 let size = 8 + (insn.op.imm & 0xffff) as i32;
-                self.asm.mov(R15, R13);
-                self.check(insn, 8, false);
-                self.asm.load(R15, &Self::operand());
+                let place = self.stack_access(insn, R13, 0, false);
+                self.asm.load(R15, &place);
                 self.asm.lea(true, R13, &Mem::base(R13, size));
-                self.look_up(insn, -size);
+                self.look_up(insn, -size, true);
             }
             Mnemonic::Jrcxz | Mnemonic::Loop => {
                 if i.mnemonic() == Mnemonic::Loop {
@@ -115,17 +118,22 @@ impl Translator<'_> {
         // iced numbers the conditions from 1 in the order of their encodings.
         let condition = condition.wrapping_sub(1) & 15;
         let (target, next) = (Self::target(insn), i64::from(insn.next));
-        let forward = (0..0x1000).contains(&target) && target > i64::from(insn.start);
-        if forward {
+        let inside = (0..0x1000).contains(&target) && !self.crosses(target as usize);
+        if inside && target > i64::from(insn.start) {
             let taken = self.asm.jcc_forward(condition);
             let patch = self.asm.field(taken);
-            self.stub(taken, self.trampolines.link, SiteKind::Link { patch, target: target as u32 });
-            return self.go_to(insn, next);
+            self.stub(taken, self.trampolines.link, SiteKind::Link { patch, target: target as u32, alone: 0 });
+        } else if self.is_last() {
+            let not_taken = self.asm.jcc_forward(condition ^ 1);
+            self.go_to(insn, target);
+            self.asm.bind(not_taken);
+        } else {
+            let taken = self.asm.jcc_forward(condition);
+            self.exit_later(taken, target);
         }
-        let not_taken = self.asm.jcc_forward(condition ^ 1);
-        self.go_to(insn, target);
-        self.asm.bind(not_taken);
-        self.go_to(insn, next);
+        if self.is_last() {
+            self.go_to(insn, next);
+        }
     }
 
     /// Target of an indirect JMP or CALL into R15.
@@ -136,18 +144,16 @@ impl Translator<'_> {
                 None => self.asm.load(R15, &spilled(insn.op.r1)),
             }
         } else {
-            self.address(insn);
-            self.check(insn, 8, false);
-            self.asm.load(R15, &Self::operand());
+            let place = self.access(insn, 8, false, 1);
+            self.asm.load(R15, &place);
         }
     }
 
     fn push_return(&mut self, insn: &Insn) {
-        self.asm.lea(true, R15, &Mem::base(R13, -8));
-        self.check(insn, 8, true);
+        let place = self.stack_access(insn, R13, -8, true);
         self.asm.load(RCX, &Mem::context(at!(page)));
         self.asm.lea(true, RCX, &Mem::base(RCX, insn.next as i32));
-        self.asm.store(&Self::operand(), RCX);
-        self.asm.mov(R13, R15);
+        self.asm.store(&place, RCX);
+        self.asm.lea(true, R13, &Mem::base(R13, -8));
     }
 }

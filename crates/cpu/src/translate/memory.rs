@@ -2,8 +2,9 @@
 
 use platform::x86::seg;
 
-use super::asm::{Mem, cond, reg::*};
+use super::asm::{Fixup, Mem, cond, reg::*};
 use super::block::{Insn, Translator};
+use super::share::Shared;
 use super::{resident, spilled};
 use crate::decode::Op;
 use crate::jit::context::{at, table};
@@ -20,6 +21,14 @@ impl Terms {
     fn mem(&self) -> Mem {
         Mem { base: self.base, index: self.index, disp: self.disp }
     }
+}
+
+/// What an access does that the TLB does not have.
+enum Miss {
+    /// The interpreter runs its instruction.
+    Interpret,
+    /// The rest of the block runs with a check for each access.
+    Alone,
 }
 
 /// Whether the address can be computed by [`Translator::address`].
@@ -42,6 +51,9 @@ impl Translator<'_> {
             _ => Some(self.in_register(op.base, R15)),
         };
         let index = (usize::from(op.index) != ZERO).then(|| (self.in_register(op.index, R14), op.scale));
+        if index.is_some_and(|(host, _)| host == R14) {
+            self.addend = None;
+        }
         Terms { base, index, disp }
     }
 
@@ -75,6 +87,7 @@ impl Translator<'_> {
         }
         let mut terms = self.terms(op, insn.next);
         if let (Some(segment), true, None) = (base_of_segment, wide, terms.index) {
+            self.addend = None;
             self.asm.load(R14, &segment);
             terms.index = Some((R14, 0));
             return self.asm.lea(true, R15, &terms.mem());
@@ -84,35 +97,93 @@ impl Translator<'_> {
             self.asm.lea(wide, R15, &terms.mem());
         }
         if let Some(segment) = base_of_segment {
+            self.addend = None;
             self.asm.load(R14, &segment);
             self.asm.lea(true, R15, &Mem::indexed(R15, R14, 0, 0));
         }
     }
 
-    /// Checks an access of `size` bytes at R15; goes to the slow path of `insn` unless the TLB has it. Uses RCX.
-    /// Afterwards the operand is at [R15 + R14].
-    pub(super) fn check(&mut self, insn: &Insn, size: u32, write: bool) {
-        self.check_aligned(insn, size, write, 1);
+    /// Checks the access to the memory operand; returns the operand. Uses R14, R15, RCX.
+    pub(super) fn access(&mut self, insn: &Insn, size: u32, write: bool, alignment: u32) -> Mem {
+        let Some(shared) = insn.operand else {
+            self.address(insn);
+            self.check(insn, size, write, alignment);
+            return Mem::indexed(R15, R14, 0, 0);
+        };
+        let op = &insn.op;
+        let plain = op.asize == 8
+            && usize::from(op.index) == ZERO
+            && !matches!(usize::from(op.base), ZERO | RIP)
+            && !matches!(usize::from(op.seg), seg::FS | seg::GS);
+        if let (true, Some(base)) = (plain, resident(op.base)) {
+            return self.shared_access(insn, shared, base, op.disp as i32);
+        }
+        self.address(insn);
+        self.shared_access(insn, shared, R15, 0)
     }
 
-    /// As [`Translator::check`], where the operand must be aligned, too. An aligned operand does not cross pages, so that one
-    /// comparison serves: the offset's low bits must be 0 like the page's difference.
-    pub(super) fn check_aligned(&mut self, insn: &Insn, size: u32, write: bool, alignment: u32) {
+    /// As [`Translator::access`] for 8 bytes of the stack at a register plus a displacement.
+    pub(super) fn stack_access(&mut self, insn: &Insn, base: u8, disp: i32, write: bool) -> Mem {
+        if let Some(shared) = insn.stack {
+            return self.shared_access(insn, shared, base, disp);
+        }
+        self.asm.lea(true, R15, &Mem::base(base, disp));
+        self.check(insn, 8, write, 1);
+        Mem::indexed(R15, R14, 0, 0)
+    }
+
+    /// The operand at [base + disp], of a group of accesses.
+    fn shared_access(&mut self, insn: &Insn, shared: Shared, base: u8, disp: i32) -> Mem {
+        if shared.first {
+            // The range of the group first, in two steps if the sum of the displacements is out of range.
+            match disp.checked_add(shared.start) {
+                Some(disp) => self.asm.lea(true, R15, &Mem::base(base, disp)),
+                None => {
+                    self.asm.lea(true, R15, &Mem::base(base, disp));
+                    self.asm.lea(true, R15, &Mem::base(R15, shared.start));
+                }
+            }
+            self.probe(insn, shared.span, shared.write, 1, Miss::Alone);
+            if let Some(slot) = shared.slot {
+                self.asm.store(&Mem::context(at!(addends) + 8 * i32::from(slot)), R14);
+            }
+            self.addend = Some(shared.group);
+            return Mem::indexed(R15, R14, 0, -shared.start);
+        }
+        if self.addend != Some(shared.group) {
+            match shared.slot {
+                Some(slot) => self.asm.load(R14, &Mem::context(at!(addends) + 8 * i32::from(slot))),
+                None => {
+                    // Not foreseen: as if the access stood alone.
+                    self.asm.lea(true, R15, &Mem::base(base, disp));
+                    self.probe(insn, shared.span, shared.write, 1, Miss::Alone);
+                    return Mem::indexed(R15, R14, 0, 0);
+                }
+            }
+            self.addend = Some(shared.group);
+        }
+        Mem::indexed(base, R14, 0, disp)
+    }
+
+    /// Checks an access of `size` bytes at R15; goes to the slow path of `insn` unless the TLB has it. Uses RCX, keeps the
+    /// flags: a fault's frame shows even those that nothing else reads. Afterwards the operand is at [R15 + R14].
+    fn check(&mut self, insn: &Insn, size: u32, write: bool, alignment: u32) {
+        self.probe(insn, size, write, alignment, Miss::Interpret);
+    }
+
+    /// As [`Translator::check`], with the choice of what happens otherwise. An aligned operand does not cross pages, so that one
+    /// comparison serves for both: the offset's low bits must be 0 like the page's difference.
+    fn probe(&mut self, insn: &Insn, size: u32, write: bool, alignment: u32, miss: Miss) {
         let reach = if alignment == 1 { size as i32 - 1 } else { 0 };
         let mask = 0xffff_f000 | (alignment - 1);
         let mode = self.access;
         let tags = if write { table::write(mode) } else { table::read(mode) };
+        self.addend = None;
         self.asm.rorx(R14, R15, 12);
         self.asm.movzx16(R14, R14);
         self.asm.load(RCX, &Mem::indexed(RSP, R14, 3, tags));
         self.asm.lea(true, RCX, &Mem::indexed(RCX, R15, 0, reach));
-        if insn.live == 0 {
-            // TEST RCX, -4096
-            self.asm.put(&[0x48, 0xf7, 0xc1]);
-            self.asm.u32(mask);
-            let slow = self.asm.jcc_forward(cond::NZ);
-            self.slow_path(insn, slow, true);
-        } else if self.fast_pext {
+        let hit = if self.fast_pext {
             let field = match alignment {
                 16 => at!(page_mask16),
                 32 => at!(page_mask32),
@@ -120,38 +191,36 @@ impl Translator<'_> {
                 _ => at!(page_mask),
             };
             self.asm.pext_context(RCX, RCX, field);
-            let hit = self.asm.jrcxz();
-            let slow = self.asm.jmp_forward();
-            self.slow_path(insn, slow, true);
-            self.asm.bind(hit);
+            self.asm.jrcxz()
         } else {
-            self.check_saving_flags(insn, mask);
+            self.compare_saving_flags(mask)
+        };
+        let slow = self.asm.jmp_forward();
+        match miss {
+            Miss::Interpret => self.slow_path(insn, slow, true),
+            Miss::Alone => self.go_alone(insn, slow),
+        }
+        self.asm.bind(hit);
+        if !self.fast_pext {
+            self.restore_flags();
         }
         self.asm.load(R14, &Mem::indexed(RSP, R14, 3, table::addend(mode)));
     }
 
-    /// The comparison for hosts where PEXT is slow: flags are put aside.
-    fn check_saving_flags(&mut self, insn: &Insn, mask: u32) {
+    /// The comparison for hosts where PEXT is slow: flags are put aside. They are back if it fails.
+    fn compare_saving_flags(&mut self, mask: u32) -> Fixup {
         self.asm.store(&Mem::context(at!(scratch2)), RAX);
         // LAHF; SETO AL; TEST RCX, -4096
         self.asm.put(&[0x9f, 0x0f, 0x90, 0xc0, 0x48, 0xf7, 0xc1]);
         self.asm.u32(mask);
         let hit = self.asm.jcc_short(cond::Z);
         self.restore_flags();
-        let slow = self.asm.jmp_forward();
-        self.slow_path(insn, slow, true);
-        self.asm.bind(hit);
-        self.restore_flags();
+        hit
     }
 
     fn restore_flags(&mut self) {
         // ADD AL, 127; SAHF
         self.asm.put(&[0x04, 0x7f, 0x9e]);
         self.asm.load(RAX, &Mem::context(at!(scratch2)));
-    }
-
-    /// The operand after [`Translator::check`].
-    pub(super) fn operand() -> Mem {
-        Mem::indexed(R15, R14, 0, 0)
     }
 }

@@ -5,10 +5,11 @@
 //! | [`asm`]     | how host instructions are written                                           |
 //! | [`block`]   | where a block ends, and in what order its instructions are emitted           |
 //! | [`classify`]| which instructions run natively, and which in the interpreter                |
-//! | [`liveness`]| which arithmetic flags somebody may still read                               |
+//! | [`flags`]   | which arithmetic flags the manuals leave undefined                          |
 //! | [`memory`]  | addresses and the inline TLB check                                          |
 //! | [`rewrite`] | a guest instruction with its registers and memory operand exchanged          |
 //! | [`control`] | branches, calls, returns, and how blocks hang together                       |
+//! | [`share`]   | which accesses need one check together                                       |
 //! | [`stack`]   | PUSH, POP, LEAVE                                                            |
 //! | [`vector`]  | SSE, AVX, AVX-512 with the registers in place                               |
 //!
@@ -19,17 +20,17 @@
 //! A block does not know its linear address, only its offset in the page, so that it serves every mapping of the page: the
 //! address of the page that runs is in the context block.
 //!
-//! Where the flags before an instruction are dead (a later instruction of the block overwrites them unread), a memory access
-//! may destroy them; if that access faults, the arithmetic flags in the exception's frame are not those of the real CPU.
-//! Nothing but the handler could see them.
+//! Whatever is emitted around the guest's instructions leaves the flags alone, so that they are right wherever emitted code is
+//! left, in a fault's frame too.
 
 pub(crate) mod asm;
 pub(crate) mod block;
 mod classify;
 mod control;
-mod liveness;
+pub(crate) mod flags;
 mod memory;
 mod rewrite;
+pub(crate) mod share;
 mod stack;
 pub(crate) mod vector;
 
@@ -64,6 +65,8 @@ pub(crate) enum SiteKind {
         /// Arena offset of the branch's displacement.
         patch: u32,
         target: u32,
+        /// If not 0: to a version of so many instructions from `target` on, where every access has its own check.
+        alone: u8,
     },
     /// An indirect branch: the target is in the context block.
     Branch {

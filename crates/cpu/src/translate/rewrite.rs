@@ -126,11 +126,11 @@ impl Translator<'_> {
         let counts_in_cl = (0..i.op_count()).any(|n| i.op_code().op_kind(n) == Kind::cl);
         let memory = uses_memory(i);
         let mut pool: Vec<u8> = Vec::with_capacity(3);
+        let mut place = Mem::base(R15, 0);
         if memory {
             let operand = (0..i.op_count()).find(|&n| i.op_kind(n) == OpKind::Memory).unwrap_or(0);
             let write = writes(self.access_of(insn, operand));
-            self.address(insn);
-            self.check(insn, i.memory_size().size() as u32, write);
+            place = self.access(insn, i.memory_size().size() as u32, write, 1);
         } else {
             pool.extend([R14, R15]);
         }
@@ -139,7 +139,6 @@ impl Translator<'_> {
         } else {
             pool.push(RCX);
         }
-        let mut place = Self::operand();
         let mut borrowed: Vec<Borrowed> = Vec::with_capacity(3);
         let mut in_memory = None;
         if let (false, Some(n)) = (memory, fields.rm)
@@ -166,6 +165,9 @@ impl Translator<'_> {
                 place = Mem::base(R15, 0);
                 R14
             });
+            if host == R14 {
+                self.addend = None;
+            }
             let access = self.access_of(insn, n);
             if access != OpAccess::Write || i.op_register(n).size() < 4 {
                 self.asm.load(host, &spilled(guest));

@@ -9,43 +9,38 @@ use super::{resident, spilled};
 impl Translator<'_> {
     /// PUSH of a register or an immediate.
     pub(super) fn push(&mut self, insn: &Insn) {
-        self.asm.lea(true, R15, &Mem::base(R13, -8));
-        self.check(insn, 8, true);
+        let place = self.stack_access(insn, R13, -8, true);
         if insn.instruction.op0_kind() == OpKind::Register {
             let source = self.in_register(insn.op.r1, RCX);
-            self.asm.store(&Self::operand(), source);
+            self.asm.store(&place, source);
         } else {
             // MOV m64, imm32
-            self.asm.op_mem(true, &[0xc7], 0, &Self::operand());
+            self.asm.op_mem(true, &[0xc7], 0, &place);
             self.asm.u32(insn.op.imm as u32);
         }
-        self.asm.mov(R13, R15);
+        self.asm.lea(true, R13, &Mem::base(R13, -8));
     }
 
     /// POP of a register.
     pub(super) fn pop(&mut self, insn: &Insn) {
-        self.asm.mov(R15, R13);
-        self.check(insn, 8, false);
+        let place = self.stack_access(insn, R13, 0, false);
         match resident(insn.op.r1) {
             // POP RSP: the value popped wins.
-            Some(R13) => self.asm.load(R13, &Self::operand()),
-            Some(host) => {
-                self.asm.load(host, &Self::operand());
-                self.asm.lea(true, R13, &Mem::base(R15, 8));
-            }
+            Some(R13) => return self.asm.load(R13, &place),
+            Some(host) => self.asm.load(host, &place),
             None => {
-                self.asm.load(RCX, &Self::operand());
+                self.asm.load(RCX, &place);
                 self.asm.store(&spilled(insn.op.r1), RCX);
-                self.asm.lea(true, R13, &Mem::base(R15, 8));
             }
         }
+        self.asm.lea(true, R13, &Mem::base(R13, 8));
     }
 
     /// LEAVE.
     pub(super) fn leave(&mut self, insn: &Insn) {
-        self.asm.mov(R15, RBP);
-        self.check(insn, 8, false);
-        self.asm.load(RBP, &Self::operand());
-        self.asm.lea(true, R13, &Mem::base(R15, 8));
+        let place = self.stack_access(insn, RBP, 0, false);
+        self.asm.load(RCX, &place);
+        self.asm.lea(true, R13, &Mem::base(RBP, 8));
+        self.asm.mov(RBP, RCX);
     }
 }

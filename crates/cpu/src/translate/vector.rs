@@ -85,7 +85,12 @@ fn is_odd(mnemonic: Mnemonic) -> bool {
     )
 }
 
-/// Alignment that the memory operand must have, in bytes; 1 = none.
+/// Alignment that the memory operand of an instruction must have, in bytes; 1 = none.
+pub(super) fn alignment_of(insn: &Insn) -> u32 {
+    if insn.how == How::Vector { alignment(&insn.instruction) } else { 1 }
+}
+
+/// As [`alignment_of`], of a vector instruction.
 fn alignment(i: &Instruction) -> u32 {
     use Mnemonic as N;
     let size = i.memory_size().size() as u32;
@@ -213,9 +218,7 @@ impl Translator<'_> {
         if memory {
             let operand = (0..i.op_count()).find(|&n| i.op_kind(n) == OpKind::Memory).unwrap_or(0);
             let write = writes(self.access_of(insn, operand));
-            self.address(insn);
-            self.check_aligned(insn, i.memory_size().size() as u32, write, alignment(i));
-            rm = Rm::Memory(Self::operand());
+            rm = Rm::Memory(self.access(insn, i.memory_size().size() as u32, write, alignment(i)));
         }
         let mut stores = Vec::new();
         let mut reg = None;
@@ -223,6 +226,9 @@ impl Translator<'_> {
             let Some(n) = n else { continue };
             let guest = number(i.op_register(n));
             let host = resident(guest).unwrap_or(scratch);
+            if host == R14 {
+                self.addend = None;
+            }
             let access = self.access_of(insn, n);
             if resident(guest).is_none() {
                 if access != OpAccess::Write {
@@ -283,7 +289,8 @@ impl Translator<'_> {
         match rm {
             Rm::Kept => self.asm.u8(0xc0 | field << 3 | pieces.modrm & 7),
             Rm::Register(r) => self.asm.u8(0xc0 | field << 3 | r & 7),
-            Rm::Memory(mem) => self.asm.modrm(field, mem),
+            // EVEX scales short displacements.
+            Rm::Memory(mem) => self.asm.modrm_sized(field, mem, !matches!(pieces.prefix, Prefix::Evex(..))),
         }
         self.asm.put(pieces.immediate);
     }

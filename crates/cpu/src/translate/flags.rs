@@ -1,4 +1,4 @@
-//! Which arithmetic flags somebody may still read.
+//! Arithmetic flags that the manuals leave undefined: the tiers need not agree on them.
 
 use iced_x86::{Instruction, Mnemonic, OpKind, RflagsBits};
 
@@ -6,13 +6,13 @@ use iced_x86::{Instruction, Mnemonic, OpKind, RflagsBits};
 pub(crate) const ALL: u32 =
     RflagsBits::OF | RflagsBits::SF | RflagsBits::ZF | RflagsBits::AF | RflagsBits::CF | RflagsBits::PF;
 
-/// Flags live before an instruction that has `after` live behind it.
-pub(crate) fn before(instruction: &Instruction, after: u32) -> u32 {
-    after & !overwritten(instruction) | instruction.rflags_read() & ALL
+/// Flags undefined behind an instruction that has `before` undefined before it.
+pub(crate) fn undefined(instruction: &Instruction, before: u32) -> u32 {
+    before & !overwritten(instruction) | instruction.rflags_undefined() & ALL
 }
 
 /// Flags that the instruction changes whatever its operands are.
-pub(crate) fn overwritten(instruction: &Instruction) -> u32 {
+fn overwritten(instruction: &Instruction) -> u32 {
     use Mnemonic as N;
     match instruction.mnemonic() {
         N::Shl | N::Sal | N::Shr | N::Sar | N::Rol | N::Ror | N::Rcl | N::Rcr | N::Shld | N::Shrd => {
@@ -31,6 +31,16 @@ pub(crate) fn overwritten(instruction: &Instruction) -> u32 {
     }
 }
 
+/// iced's flag bits as bits of RFLAGS.
+pub(crate) fn to_rflags(bits: u32) -> u64 {
+    use RflagsBits as B;
+    use platform::x86::rflags as R;
+    [(B::OF, R::OF), (B::SF, R::SF), (B::ZF, R::ZF), (B::AF, R::AF), (B::CF, R::CF), (B::PF, R::PF)]
+        .into_iter()
+        .filter(|(bit, _)| bits & bit != 0)
+        .fold(0, |all, (_, bit)| all | bit)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -42,13 +52,12 @@ mod tests {
 
     #[test]
     fn follows_the_manual() {
-        // ADD kills all, ADC reads CF, INC keeps CF, MOV keeps all, SHL by CL kills none.
-        assert_eq!(before(&decode(&[0x01, 0xd8]), ALL), 0);
-        assert_eq!(before(&decode(&[0x11, 0xd8]), 0), RflagsBits::CF);
-        assert_eq!(before(&decode(&[0xff, 0xc0]), ALL), RflagsBits::CF);
-        assert_eq!(before(&decode(&[0x89, 0xd8]), ALL), ALL);
-        assert_eq!(before(&decode(&[0xd3, 0xe0]), ALL), ALL);
-        assert_eq!(before(&decode(&[0xc1, 0xe0, 3]), ALL), 0);
-        assert_eq!(before(&decode(&[0xc1, 0xe0, 0x20]), ALL), ALL, "a count of 32 is 0");
+        // ADD defines all, INC leaves CF, MOV leaves all, SHL by CL may leave all, AND leaves AF undefined.
+        assert_eq!(undefined(&decode(&[0x01, 0xd8]), ALL), 0);
+        assert_eq!(undefined(&decode(&[0xff, 0xc0]), ALL), RflagsBits::CF);
+        assert_eq!(undefined(&decode(&[0x89, 0xd8]), ALL), ALL);
+        assert_eq!(undefined(&decode(&[0xd3, 0xe0]), ALL), ALL);
+        assert_eq!(undefined(&decode(&[0x21, 0xd8]), 0), RflagsBits::AF);
+        assert_eq!(undefined(&decode(&[0xc1, 0xe0, 0x20]), ALL), ALL, "a count of 32 is 0");
     }
 }

@@ -1,0 +1,362 @@
+//! Which accesses of a block share one check: those whose addresses differ by constants, close together.
+//!
+//! A block runs from its start to one of its exits without anything that could take a translation away, so that the first
+//! access of a group can check the range of all. If that check fails, for the range may cross pages or one access may want
+//! more rights than another, the rest of the block runs in a version of its own where every access has its own check.
+//!
+//! Guest-controlled code decides what is taken for equal here: whatever is not certainly understood makes a new value.
+
+use iced_x86::{Instruction, InstructionInfoFactory, InstructionInfoOptions, Mnemonic, OpAccess, OpKind};
+use platform::x86::{gpr, seg};
+
+use super::block::Insn;
+use super::classify::{How, uses_memory};
+use super::resident;
+use super::rewrite::{number, writes};
+use crate::decode::Op;
+use crate::state::{RIP, ZERO};
+
+/// Greatest distance between the ends of a group, in bytes.
+const SPAN: i64 = 256;
+/// Groups of a block whose host address can be kept in the context block.
+pub(crate) const SLOTS: usize = 8;
+/// Offsets beyond this are not followed.
+const FAR: i64 = 1 << 40;
+
+/// The part of an access in a group.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Shared {
+    pub(super) group: u16,
+    /// It is the group's first: it checks for all.
+    pub(super) first: bool,
+    /// From its address to the start of the group's range.
+    pub(super) start: i32,
+    /// Bytes of the group's range.
+    pub(super) span: u32,
+    /// The range must be writable.
+    pub(super) write: bool,
+    /// Where the distance between host and linear address is kept, if other accesses come between.
+    pub(super) slot: Option<u8>,
+}
+
+/// A register's content: something unknown plus a constant.
+#[derive(Clone, Copy)]
+struct Value {
+    root: u32,
+    offset: i64,
+}
+
+/// Roots with a meaning; smaller ones are what registers hold at the start.
+const PAGE: u32 = 16;
+const NOTHING: u32 = 17;
+
+struct Values {
+    registers: [Value; 16],
+    next: u32,
+    /// Sums of a base, a scaled index and a segment's base.
+    sums: Vec<((u32, u32, u8, u8), u32)>,
+}
+
+impl Values {
+    fn new() -> Self {
+        let registers = std::array::from_fn(|r| Value { root: r as u32, offset: 0 });
+        Self { registers, next: NOTHING + 1, sums: Vec::new() }
+    }
+
+    fn fresh(&mut self) -> Value {
+        self.next += 1;
+        Value { root: self.next - 1, offset: 0 }
+    }
+
+    fn set(&mut self, r: usize, value: Value) {
+        let known = value.offset.abs() < FAR;
+        let value = if known { value } else { self.fresh() };
+        if let Some(register) = self.registers.get_mut(r) {
+            *register = value;
+        }
+    }
+
+    fn forget(&mut self, r: usize) {
+        let value = self.fresh();
+        self.set(r, value);
+    }
+
+    fn get(&self, r: usize) -> Value {
+        self.registers.get(r).copied().unwrap_or(Value { root: NOTHING, offset: 0 })
+    }
+
+    /// Base plus displacement.
+    fn base(&self, op: &Op, next: u32) -> Value {
+        let base = match usize::from(op.base) {
+            ZERO => Value { root: NOTHING, offset: 0 },
+            RIP => Value { root: PAGE, offset: i64::from(next) },
+            r => self.get(r),
+        };
+        Value { root: base.root, offset: base.offset.wrapping_add(op.disp as i64) }
+    }
+
+    /// The linear address of a memory operand.
+    fn address(&mut self, op: &Op, next: u32) -> Option<Value> {
+        if op.asize != 8 {
+            return None;
+        }
+        let base = self.base(op, next);
+        let segment = match usize::from(op.seg) {
+            s @ (seg::FS | seg::GS) => s as u8 + 1,
+            _ => 0,
+        };
+        let indexed = usize::from(op.index) != ZERO;
+        if !indexed && segment == 0 {
+            return Some(base);
+        }
+        let index = if indexed { self.get(usize::from(op.index)) } else { Value { root: NOTHING, offset: 0 } };
+        let key = (base.root, index.root, op.scale, segment);
+        let root = match self.sums.iter().find(|(sum, _)| *sum == key) {
+            Some((_, root)) => *root,
+            None => {
+                let root = self.fresh().root;
+                self.sums.push((key, root));
+                root
+            }
+        };
+        Some(Value { root, offset: base.offset.wrapping_add(index.offset << op.scale) })
+    }
+
+    /// Follows an instruction.
+    fn follow(&mut self, insn: &Insn, info: &mut InstructionInfoFactory) {
+        let i = &insn.instruction;
+        let (rsp, rbp) = (self.get(gpr::RSP), self.get(gpr::RBP));
+        let moved = |value: Value, by: i64| Value { offset: value.offset.wrapping_add(by), ..value };
+        match insn.how {
+            How::Nothing => return,
+            How::Push => return self.set(gpr::RSP, moved(rsp, -8)),
+            How::Pop => {
+                self.set(gpr::RSP, moved(rsp, 8));
+                return self.forget(usize::from(insn.op.r1));
+            }
+            How::Leave => {
+                self.set(gpr::RSP, moved(rbp, 8));
+                return self.forget(gpr::RBP);
+            }
+            How::Lea if insn.op.asize == 8 && usize::from(insn.op.index) == ZERO && i.op0_register().size() == 8 => {
+                let value = self.base(&insn.op, insn.next);
+                return self.set(usize::from(insn.op.r1), value);
+            }
+            How::Rewrite | How::Copy => {
+                if let Some((r, value)) = self.sum(i) {
+                    return self.set(r, value);
+                }
+            }
+            _ => {}
+        }
+        if insn.how == How::Interpret {
+            return (0..16).for_each(|r| self.forget(r));
+        }
+        let used = info.info_options(i, InstructionInfoOptions::NO_MEMORY_USAGE);
+        let written: Vec<usize> = used
+            .used_registers()
+            .iter()
+            .filter(|used| used.register().is_gpr() && used.access() != OpAccess::Read)
+            .map(|used| usize::from(number(used.register())))
+            .collect();
+        written.into_iter().for_each(|r| self.forget(r));
+    }
+
+    /// The register and its new content, after an instruction that copies a register or adds a constant to it.
+    fn sum(&self, i: &Instruction) -> Option<(usize, Value)> {
+        if i.op0_kind() != OpKind::Register || !i.op0_register().is_gpr64() {
+            return None;
+        }
+        let target = usize::from(number(i.op0_register()));
+        let value = self.get(target);
+        let by = match (i.mnemonic(), i.op_count()) {
+            (Mnemonic::Mov, 2) if i.op1_kind() == OpKind::Register && i.op1_register().is_gpr64() => {
+                return Some((target, self.get(usize::from(number(i.op1_register())))));
+            }
+            (Mnemonic::Add, 2) => constant(i)?,
+            (Mnemonic::Sub, 2) => constant(i)?.wrapping_neg(),
+            (Mnemonic::Inc, 1) => 1,
+            (Mnemonic::Dec, 1) => -1,
+            _ => return None,
+        };
+        Some((target, Value { offset: value.offset.wrapping_add(by), ..value }))
+    }
+}
+
+/// The second operand, if it is an immediate.
+fn constant(i: &Instruction) -> Option<i64> {
+    match i.op1_kind() {
+        OpKind::Immediate8to64 | OpKind::Immediate32to64 => Some(i.immediate(1) as i64),
+        _ => None,
+    }
+}
+
+/// An access in the order of execution.
+struct Access {
+    insn: usize,
+    /// It is the implied one of the stack.
+    stack: bool,
+    root: u32,
+    offset: i64,
+    size: i64,
+    write: bool,
+}
+
+struct Group {
+    root: u32,
+    low: i64,
+    high: i64,
+    write: bool,
+    members: Vec<Access>,
+}
+
+/// Finds the groups of a block and notes them in its instructions.
+pub(super) fn plan(insns: &mut [Insn], info: &mut InstructionInfoFactory) {
+    let mut values = Values::new();
+    let mut groups: Vec<Group> = Vec::new();
+    let mut open = 0;
+    for (n, insn) in insns.iter().enumerate() {
+        if insn.how == How::Interpret {
+            open = groups.len();
+        }
+        for access in accesses(n, insn, &mut values, info).into_iter().flatten() {
+            join(&mut groups, open, access);
+        }
+        values.follow(insn, info);
+    }
+    let mut slots = 0;
+    for (number, group) in groups.iter().enumerate().filter(|(_, group)| group.members.len() > 1) {
+        let mut slot = None;
+        if needs_slot(group, insns) {
+            if slots == SLOTS {
+                continue;
+            }
+            slot = Some(slots as u8);
+            slots += 1;
+        }
+        for (n, member) in group.members.iter().enumerate() {
+            let shared = Shared {
+                group: number as u16,
+                first: n == 0,
+                start: (group.low - member.offset) as i32,
+                span: (group.high - group.low) as u32,
+                write: group.write,
+                slot,
+            };
+            let insn = &mut insns[member.insn];
+            if member.stack {
+                insn.stack = Some(shared);
+            } else {
+                insn.operand = Some(shared);
+            }
+        }
+    }
+}
+
+fn join(groups: &mut Vec<Group>, open: usize, access: Access) {
+    let (low, high) = (access.offset, access.offset.wrapping_add(access.size));
+    let found = groups.iter_mut().skip(open).find(|group| {
+        let span = group.high.max(high).checked_sub(group.low.min(low));
+        group.root == access.root && span.is_some_and(|span| (0..=SPAN).contains(&span))
+    });
+    match found {
+        Some(group) => {
+            group.low = group.low.min(low);
+            group.high = group.high.max(high);
+            group.write |= access.write;
+            group.members.push(access);
+        }
+        None => groups.push(Group { root: access.root, low, high, write: access.write, members: vec![access] }),
+    }
+}
+
+/// The accesses of an instruction that can be in a group: its memory operand and its place on the stack.
+fn accesses(n: usize, insn: &Insn, values: &mut Values, info: &mut InstructionInfoFactory) -> [Option<Access>; 2] {
+    let i = &insn.instruction;
+    let rsp = values.get(gpr::RSP);
+    let stack = |value: Value, by: i64, write: bool| {
+        let offset = value.offset.wrapping_add(by);
+        Some(Access { insn: n, stack: true, root: value.root, offset, size: 8, write })
+    };
+    let on_stack = match (insn.how, i.mnemonic()) {
+        (How::Push, _) | (How::Branch, Mnemonic::Call) => stack(rsp, -8, true),
+        (How::Pop, _) | (How::Branch, Mnemonic::Ret) => stack(rsp, 0, false),
+        (How::Leave, _) => stack(values.get(gpr::RBP), 0, false),
+        _ => None,
+    };
+    let operand = (0..i.op_count()).find(|&n| i.op_kind(n) == OpKind::Memory);
+    let operand = match (insn.how, operand) {
+        (How::Branch, Some(_)) => Some((8, false)),
+        (How::Rewrite | How::Vector, Some(operand)) if super::vector::alignment_of(insn) == 1 => {
+            let options = InstructionInfoOptions::NO_MEMORY_USAGE | InstructionInfoOptions::NO_REGISTER_USAGE;
+            let access = info.info_options(i, options).op_access(operand);
+            Some((i.memory_size().size() as i64, writes(access)))
+        }
+        _ => None,
+    };
+    let operand = operand.and_then(|(size, write)| {
+        let value = values.address(&insn.op, insn.next)?;
+        Some(Access { insn: n, stack: false, root: value.root, offset: value.offset, size, write })
+    });
+    [operand, on_stack]
+}
+
+/// Whether something between the members of a group takes R14, where the distance to the host address is.
+fn needs_slot(group: &Group, insns: &[Insn]) -> bool {
+    group.members.windows(2).any(|pair| {
+        let (a, b) = (pair[0].insn, pair[1].insn);
+        let kept = a < b && keeps(&insns[a], true) && insns[a + 1..b].iter().all(|insn| keeps(insn, false));
+        !kept || !pair[1].stack && takes_r14(&insns[b].op)
+    })
+}
+
+/// Whether R14 is behind the instruction what it was before (or has become, if it is in the group).
+fn keeps(insn: &Insn, member: bool) -> bool {
+    let i = &insn.instruction;
+    let memory = uses_memory(i);
+    let spilled = (0..i.op_count())
+        .filter(|&n| i.op_kind(n) == OpKind::Register && i.op_register(n).is_gpr())
+        .filter(|&n| resident(number(i.op_register(n))).is_none())
+        .count();
+    match insn.how {
+        How::Nothing | How::Copy | How::MovImmediate | How::Bswap => true,
+        How::Lea => !takes_r14(&insn.op),
+        How::Rewrite | How::Vector => spilled == 0 && memory == member,
+        How::Push | How::Pop | How::Leave => member,
+        How::Branch => i.is_jcc_short_or_near(),
+        _ => false,
+    }
+}
+
+/// Whether the address's computation needs R14.
+fn takes_r14(op: &Op) -> bool {
+    let index = usize::from(op.index);
+    index != ZERO && resident(op.index).is_none() || matches!(usize::from(op.seg), seg::FS | seg::GS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_follow_constants_only() {
+        let mut values = Values::new();
+        let decode = |bytes: &[u8]| iced_x86::Decoder::new(64, bytes, iced_x86::DecoderOptions::NONE).decode();
+        // ADD RAX, 16; SUB RAX, -8; INC RAX; MOV RBX, RAX; ADD EAX, 1; ADD RAX, RBX; MOV EBX, EAX
+        for (bytes, expected) in [
+            (&[0x48u8, 0x83, 0xc0, 0x10][..], Some((0, 0, 16))),
+            (&[0x48, 0x83, 0xe8, 0xf8], Some((0, 0, 24))),
+            (&[0x48, 0xff, 0xc0], Some((0, 0, 25))),
+            (&[0x48, 0x89, 0xc3], Some((3, 0, 25))),
+            (&[0x83, 0xc0, 1], None),
+            (&[0x48, 0x01, 0xd8], None),
+            (&[0x89, 0xc3], None),
+        ] {
+            let found = values.sum(&decode(bytes));
+            assert_eq!(found.map(|(r, value)| (r, value.root, value.offset)), expected, "{bytes:x?}");
+            if let Some((r, value)) = found {
+                values.set(r, value);
+            }
+        }
+    }
+}
