@@ -10,9 +10,16 @@ use rustix::mm::{Advice, MapFlags, ProtFlags};
 
 /// A reserved span of host addresses with memory mapped at chosen offsets; unmapped when dropped.
 pub(crate) struct HostMap {
+    /// Aligned to [`LARGE_PAGE`].
     base: *mut u8,
     span: usize,
+    /// What was reserved around it.
+    reserved: (*mut u8, usize),
 }
+
+/// Size of the host's large pages: guest memory can have them only where host addresses and file offsets agree about their
+/// boundaries.
+const LARGE_PAGE: usize = 2 << 20;
 
 // SAFETY: the mapping is plain memory that outlives every access (accesses borrow the HostMap); all
 // access to its contents goes through raw-pointer copies and atomics, which may race by design.
@@ -24,16 +31,19 @@ impl HostMap {
     /// Reserves `span` bytes of addresses that fault on access.
     pub(crate) fn reserve(span: u64) -> Result<Self, Errno> {
         let span = usize::try_from(span).map_err(|_| Errno::NOMEM)?;
+        let size = span.checked_add(LARGE_PAGE).ok_or(Errno::NOMEM)?;
         // SAFETY: a new anonymous mapping at an address of the kernel's choice touches nothing that exists.
-        let base = unsafe {
+        let reserved = unsafe {
             rustix::mm::mmap_anonymous(
                 ptr::null_mut(),
-                span,
+                size,
                 ProtFlags::empty(),
                 MapFlags::PRIVATE | MapFlags::NORESERVE,
             )
         }?;
-        Ok(Self { base: base.cast(), span })
+        let reserved: *mut u8 = reserved.cast();
+        let base = reserved.wrapping_add((reserved as usize).wrapping_neg() % LARGE_PAGE);
+        Ok(Self { base, span, reserved: (reserved, size) })
     }
 
     /// Maps `size` bytes of `fd` from `fd_offset` at `offset` of the span.
@@ -44,6 +54,9 @@ impl HostMap {
         unsafe {
             rustix::mm::mmap(at.cast(), size as usize, ProtFlags::READ | ProtFlags::WRITE, flags, fd, fd_offset)?;
         }
+        // Fewer misses of the host's TLB, where the host's settings allow it.
+        // SAFETY: the advice changes no contents, and the piece is ours.
+        let _ = unsafe { rustix::mm::madvise(at.cast(), size as usize, Advice::LinuxHugepage) };
         Ok(())
     }
 
@@ -79,8 +92,8 @@ impl HostMap {
 
 impl Drop for HostMap {
     fn drop(&mut self) {
-        // SAFETY: base and span are what mmap gave; nobody can hold a checked access any more.
+        // SAFETY: `reserved` is what mmap gave; nobody can hold a checked access any more.
         // A failure would leave the addresses reserved, which harms nobody.
-        let _ = unsafe { rustix::mm::munmap(self.base.cast(), self.span) };
+        let _ = unsafe { rustix::mm::munmap(self.reserved.0.cast(), self.reserved.1) };
     }
 }

@@ -205,16 +205,21 @@ impl Vcpu {
 
     /// MOV to CR3.
     pub(crate) fn write_cr3(&mut self, value: u64) -> Step {
-        let pcid = self.cr4 & cr4::PCIDE != 0;
-        let value = if pcid && self.long_mode() { value & !(1 << 63) } else { value };
+        let pcid = self.cr4 & cr4::PCIDE != 0 && self.long_mode();
+        let keep = value >> 63 != 0;
+        let value = if pcid { value & !(1 << 63) } else { value };
         if self.long_mode() && value >> self.features.physical_bits != 0 {
             return Err(Trap::gp(0));
         }
         if self.paging() && self.cr4 & cr4::PAE != 0 && !self.long_mode() {
             self.load_pdptes(value)?;
         }
-        self.cr3 = value;
-        self.tlb.flush_non_global();
+        let from = std::mem::replace(&mut self.cr3, value);
+        if pcid {
+            self.tlb.switch_space((from & 0xfff) as u16, (value & 0xfff) as u16, keep);
+        } else {
+            self.tlb.flush_non_global();
+        }
         Ok(())
     }
 
@@ -373,7 +378,7 @@ fn invlpg(vcpu: &mut Vcpu, op: &Op) -> Step {
     Ok(())
 }
 
-/// INVPCID r, m128. Dropping more than asked is allowed, and this TLB holds one address space only.
+/// INVPCID r, m128. Dropping more than asked is allowed.
 fn invpcid(vcpu: &mut Vcpu, op: &Op) -> Step {
     vcpu.require_cpl0()?;
     let kind = get_native(vcpu, op.r1);

@@ -1,12 +1,12 @@
 //! Which code was made from what, and how long it stays valid.
 
 use std::collections::HashMap;
-use std::hash::{BuildHasherDefault, Hasher};
+use std::hash::{BuildHasherDefault, Hash, Hasher};
 
 use memory::{CodeTag, PageMap};
 
 /// What a block is found by.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Key {
     /// Guest-physical address of the first byte.
     pub(crate) phys: u64,
@@ -18,6 +18,14 @@ pub(crate) struct Key {
 
 /// [`Key::second`] of a block inside one page.
 pub(crate) const ONE_PAGE: u64 = 1;
+
+impl Hash for Key {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        // One word is enough: blocks that differ in the second page only are rare.
+        let (decoding, access, vectors) = self.mode;
+        state.write_u64(self.phys ^ u64::from(decoding) << 48 ^ u64::from(access) << 56 ^ u64::from(vectors) << 60);
+    }
+}
 
 impl Key {
     /// [`Key::second`] of a block inside one page; `alone`: see [`crate::translate::SiteKind::Link`].

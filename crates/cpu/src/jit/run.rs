@@ -446,7 +446,7 @@ impl Vcpu {
     }
 
     fn serve_op(&mut self, site: Site) -> *const u8 {
-        let SiteKind::Op { op, start, resume, ends, memory } = site.kind else {
+        let SiteKind::Op { op, start, resume, ends, memory, vectors } = site.kind else {
             return self.leave_with(Ok(()));
         };
         self.load_flags();
@@ -480,7 +480,8 @@ impl Vcpu {
         if disturbed {
             return self.leave_with(Ok(()));
         }
-        let (resume, loaded) = (jit.arena.address(resume), jit.loaded);
+        // Else they wait for a block that wants them.
+        let (resume, loaded) = (jit.arena.address(resume), jit.loaded && vectors);
         self.store_context();
         self.context().unloaded = u64::from(!loaded);
         resume

@@ -25,9 +25,35 @@ pub(crate) struct Tables {
     jumps: [Vec<u32>; 2],
     /// A bit per hashed page number: the page may have entries in a jump cache.
     jump_pages: Box<[u64; 64]>,
+    /// What address spaces out of force had, the last used at the end.
+    spaces: Vec<Space>,
     /// Entries filled, for statistics.
     pub(crate) fills: u64,
 }
+
+/// Entries of an address space that is not in force, in the lower half of the addresses and not global.
+#[derive(Default)]
+struct Space {
+    /// Its process-context identifier (SDM vol. 3, 4.10.1).
+    id: u16,
+    pages: Vec<Page>,
+    /// Mode, RIP, host code.
+    jumps: Vec<(u8, u64, u64)>,
+}
+
+/// A page's translation.
+struct Page {
+    mode: u8,
+    linear: u64,
+    writable: bool,
+    addend: u64,
+    phys: u64,
+}
+
+/// Address spaces that are remembered; Linux uses 6.
+const MAX_SPACES: usize = 8;
+/// Addresses from here on belong to the upper half.
+const UPPER_HALF: u64 = 1 << 63;
 
 // SAFETY: the allocation is the tables' own; the vCPU that owns them moves between threads as a whole.
 unsafe impl Send for Tables {}
@@ -54,6 +80,7 @@ impl Tables {
             jump_info: vec![0; MODES * ENTRIES].into(),
             jumps: Default::default(),
             jump_pages: Box::new([0; 64]),
+            spaces: Vec::new(),
             fills: 0,
         };
         for mode in 0..MODES {
@@ -127,8 +154,9 @@ impl Tables {
         self.info[slot] = info | (phys & !0xfff) | if global { GLOBAL } else { 0 };
     }
 
-    /// Drops everything.
+    /// Drops everything, of all address spaces.
     pub(crate) fn flush_all(&mut self) {
+        self.spaces.clear();
         for list in 0..2 {
             let mut filled = std::mem::take(&mut self.filled[list]);
             for slot in filled.drain(..) {
@@ -142,11 +170,48 @@ impl Tables {
 
     /// Drops what is not global.
     pub(crate) fn flush_non_global(&mut self) {
+        self.take_non_global(None);
+    }
+
+    /// Goes over from one address space to another; `keep`: what was known of the other one is still valid.
+    pub(crate) fn switch_space(&mut self, from: u16, to: u16, keep: bool) {
+        let mut space = self.take_space(from).emptied();
+        self.take_non_global(Some(&mut space));
+        let known = self.take_space(to);
+        if from != to {
+            self.spaces.push(space);
+        }
+        if keep && from != to {
+            for page in &known.pages {
+                let rights = (true, page.writable);
+                self.fill(page.mode.into(), page.linear, rights, page.addend, page.phys, false);
+            }
+            for &(mode, rip, code) in &known.jumps {
+                self.remember_jump(mode.into(), rip, code, false);
+            }
+        }
+    }
+
+    /// What is remembered of an address space, which is forgotten; or that of the one that was not used for the longest time, to
+    /// be filled anew.
+    fn take_space(&mut self, id: u16) -> Space {
+        match self.spaces.iter().position(|space| space.id == id) {
+            Some(found) => self.spaces.remove(found),
+            None if self.spaces.len() >= MAX_SPACES => Space { id, ..self.spaces.remove(0) }.emptied(),
+            None => Space { id, ..Space::default() },
+        }
+    }
+
+    /// Drops what is not global; what of it can be remembered goes to `space`.
+    fn take_non_global(&mut self, mut space: Option<&mut Space>) {
         let mut filled = std::mem::take(&mut self.filled[0]);
         for slot in filled.drain(..) {
             let slot = slot as usize;
             self.info[slot] &= !LISTED[0];
             if self.info[slot] & GLOBAL == 0 {
+                if let Some(space) = space.as_deref_mut() {
+                    space.pages.extend(self.page(slot));
+                }
                 self.invalidate(slot / ENTRIES, slot % ENTRIES);
             }
         }
@@ -156,10 +221,33 @@ impl Tables {
             let slot = slot as usize;
             self.jump_info[slot] &= !(LISTED[0] as u8);
             if self.jump_info[slot] & GLOBAL as u8 == 0 {
+                if let Some(space) = space.as_deref_mut() {
+                    space.jumps.extend(self.jump(slot));
+                }
                 self.forget_jump(slot);
             }
         }
         self.jumps[0] = jumps;
+    }
+
+    /// The content of a TLB entry of the lower half that can be read.
+    fn page(&self, slot: usize) -> Option<Page> {
+        let (mode, index) = (slot / ENTRIES, slot % ENTRIES);
+        let (read, write) = (self.get(table::read(mode), index), self.get(table::write(mode), index));
+        let linear = read.wrapping_neg();
+        let phys = self.info[slot] & !0xfff;
+        let addend = self.get(table::addend(mode), index);
+        let valid = read != Self::nowhere(index) && linear < UPPER_HALF;
+        valid.then_some(Page { mode: mode as u8, linear, writable: write == read, addend, phys })
+    }
+
+    /// The content of an entry of a jump cache of the lower half.
+    fn jump(&self, slot: usize) -> Option<(u8, u64, u64)> {
+        let (mode, index) = (slot / ENTRIES, slot % ENTRIES);
+        let rip = self.get(table::jumps(mode), 2 * index).wrapping_neg();
+        let code = self.get(table::jumps(mode), 2 * index + 1);
+        let valid = rip as usize & (ENTRIES - 1) == index && rip < UPPER_HALF && code != 0;
+        valid.then_some((mode as u8, rip, code))
     }
 
     /// Drops the page of `linear`.
@@ -174,6 +262,8 @@ impl Tables {
 
     /// Takes away the write permission of entries that map guest-physical page `phys`.
     pub(crate) fn protect_code(&mut self, phys: u64) {
+        let spaces = self.spaces.iter_mut().flat_map(|space| &mut space.pages);
+        spaces.filter(|page| page.phys == phys & !0xfff).for_each(|page| page.writable = false);
         for list in 0..2 {
             for i in 0..self.filled[list].len() {
                 let slot = self.filled[list][i] as usize;
@@ -186,6 +276,7 @@ impl Tables {
 
     /// Takes away every write permission.
     pub(crate) fn flush_writes(&mut self) {
+        self.spaces.iter_mut().flat_map(|space| &mut space.pages).for_each(|page| page.writable = false);
         for list in 0..2 {
             for i in 0..self.filled[list].len() {
                 let slot = self.filled[list][i] as usize;
@@ -249,6 +340,7 @@ impl Tables {
 
     /// Empties the jump caches.
     pub(crate) fn forget_jumps(&mut self) {
+        self.spaces.iter_mut().for_each(|space| space.jumps.clear());
         for list in 0..2 {
             let mut jumps = std::mem::take(&mut self.jumps[list]);
             for slot in jumps.drain(..) {
@@ -258,6 +350,14 @@ impl Tables {
             self.jumps[list] = jumps;
         }
         self.jump_pages.fill(0);
+    }
+}
+
+impl Space {
+    fn emptied(mut self) -> Self {
+        self.pages.clear();
+        self.jumps.clear();
+        self
     }
 }
 
@@ -283,6 +383,49 @@ mod tests {
         for linear in [0, 1, 0xfff, 0xffff_ffff_ffff_fffd, 0xffff_ffff_ffff_f000, 0xfff_fffe, 0x1000_0000, 0x5000] {
             assert!(!hits(&tables, 0, linear, 8, table::read), "{linear:#x}");
         }
+    }
+
+    #[test]
+    fn address_spaces_are_remembered() {
+        let mut tables = Tables::new().unwrap();
+        let writable = |tables: &Tables, linear| hits(tables, 1, linear, 8, table::write);
+        let readable = |tables: &Tables, linear| hits(tables, 1, linear, 8, table::read);
+        let fill = |tables: &mut Tables| {
+            tables.fill(1, 0x1000, (true, true), 5, 0x9000, false);
+            tables.fill(1, 0x2000, (true, true), 5, 0xa000, false);
+            tables.fill(1, 0xffff_8000_0000_2000, (true, true), 5, 0xb000, false);
+            tables.remember_jump(1, 0x1004, 77, false);
+        };
+        fill(&mut tables);
+        tables.switch_space(3, 4, true);
+        assert!(!readable(&tables, 0x1000) && tables.find_jump(1, 0x1004) == 0);
+        tables.protect_code(0x9000);
+        tables.switch_space(4, 3, true);
+        assert!(readable(&tables, 0x1000) && !writable(&tables, 0x1000) && writable(&tables, 0x2000));
+        assert!(!readable(&tables, 0xffff_8000_0000_2000), "the upper half belongs to all");
+        assert_eq!(tables.find_jump(1, 0x1004), 77);
+        // Without being asked to keep them; after a flush of everything; and with the jump caches emptied.
+        tables.switch_space(3, 4, true);
+        tables.switch_space(4, 3, false);
+        assert!(!readable(&tables, 0x1000) && tables.find_jump(1, 0x1004) == 0);
+        fill(&mut tables);
+        tables.switch_space(3, 4, true);
+        tables.flush_all();
+        tables.switch_space(4, 3, true);
+        assert!(!readable(&tables, 0x1000));
+        fill(&mut tables);
+        tables.switch_space(3, 4, true);
+        tables.flush_writes();
+        tables.forget_jumps();
+        tables.switch_space(4, 3, true);
+        assert!(readable(&tables, 0x1000) && !writable(&tables, 0x1000) && tables.find_jump(1, 0x1004) == 0);
+        // A space that loads itself again; and more spaces than are remembered.
+        tables.switch_space(3, 3, true);
+        assert!(!readable(&tables, 0x1000));
+        fill(&mut tables);
+        (4..4 + 2 * MAX_SPACES as u16).for_each(|id| tables.switch_space(id - 1, id, true));
+        tables.switch_space(3 + 2 * MAX_SPACES as u16, 3, true);
+        assert!(!readable(&tables, 0x1000) && tables.spaces.len() <= MAX_SPACES);
     }
 
     #[test]

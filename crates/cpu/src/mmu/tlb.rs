@@ -166,6 +166,22 @@ impl Tlb {
 
     /// Drops everything but global pages (MOV to CR3).
     pub(crate) fn flush_non_global(&mut self) {
+        self.drop_non_global();
+        if let Some(tables) = self.tables.as_mut() {
+            tables.flush_non_global();
+        }
+    }
+
+    /// Goes over to another process-context identifier (SDM vol. 3, 4.10.4.1); `keep`: its translations need not be dropped.
+    /// Emitted code finds those of both again.
+    pub(crate) fn switch_space(&mut self, from: u16, to: u16, keep: bool) {
+        self.drop_non_global();
+        if let Some(tables) = self.tables.as_mut() {
+            tables.switch_space(from, to, keep);
+        }
+    }
+
+    fn drop_non_global(&mut self) {
         self.flushes[1] += 1;
         self.generation += 1;
         if self.filled {
@@ -177,9 +193,6 @@ impl Tlb {
                 }
                 entry.phys != u64::MAX
             });
-        }
-        if let Some(tables) = self.tables.as_mut() {
-            tables.flush_non_global();
         }
     }
 

@@ -98,8 +98,9 @@ pub(crate) struct Translator<'a> {
     direct: u32,
     /// A branch to the first instruction need not leave emitted code.
     may_loop: bool,
-    /// Instructions of the block.
+    /// Instructions of the block, and the index of the last vector instruction.
     count: usize,
+    last_vector: usize,
     /// Branches to code at the block's end: the jump, the index of the instruction, and where it goes.
     exits: Vec<(Fixup, usize, i64)>,
     stubs: Vec<Stub>,
@@ -134,6 +135,7 @@ pub(crate) fn translate(request: &Request<'_>, host_alu: &mut crate::interp::hos
         direct: 0,
         may_loop: request.alone == 0 && !request.checking,
         count: insns.len(),
+        last_vector: insns.iter().rposition(|insn| insn.how == How::Vector).unwrap_or(0),
         exits: Vec::new(),
         stubs: Vec::new(),
         resumes: Vec::new(),
@@ -270,7 +272,8 @@ impl Translator<'_> {
     /// Calls the interpreter for one instruction.
     fn interpret(&mut self, insn: &Insn) {
         let resume = self.asm.here() + LEAVE;
-        self.leave_here(self.trampolines.op, Self::op_site(insn, false, resume));
+        let site = self.op_site(insn, false, resume);
+        self.leave_here(self.trampolines.op, site);
         self.addend = None;
     }
 
@@ -281,8 +284,9 @@ impl Translator<'_> {
         self.site(kind);
     }
 
-    fn op_site(insn: &Insn, memory: bool, resume: u32) -> SiteKind {
-        SiteKind::Op { op: insn.op, start: insn.start, resume, ends: insn.ends, memory }
+    fn op_site(&self, insn: &Insn, memory: bool, resume: u32) -> SiteKind {
+        let vectors = self.vectors_ready && self.current < self.last_vector;
+        SiteKind::Op { op: insn.op, start: insn.start, resume, ends: insn.ends, memory, vectors }
     }
 
     fn site(&mut self, kind: SiteKind) {
@@ -291,7 +295,7 @@ impl Translator<'_> {
 
     /// Lets a forward jump lead to the interpreter running `insn`.
     pub(super) fn slow_path(&mut self, insn: &Insn, from: Fixup, memory: bool) {
-        let kind = Self::op_site(insn, memory, 0);
+        let kind = self.op_site(insn, memory, 0);
         let resume = Some(self.current);
         self.stubs.push(Stub { from, trampoline: self.trampolines.op, kind, resume });
     }

@@ -59,6 +59,8 @@ pub(crate) enum SiteKind {
         ends: bool,
         /// The linear address of a memory access is in the context block.
         memory: bool,
+        /// What follows in the block takes the vector registers to be loaded, if they were.
+        vectors: bool,
     },
     /// A direct branch inside the page.
     Link {
