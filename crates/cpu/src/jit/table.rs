@@ -393,7 +393,7 @@ mod tests {
         let fill = |tables: &mut Tables| {
             tables.fill(1, 0x1000, (true, true), 5, 0x9000, false);
             tables.fill(1, 0x2000, (true, true), 5, 0xa000, false);
-            tables.fill(1, 0xffff_8000_0000_2000, (true, true), 5, 0xb000, false);
+            tables.fill(1, 0xffff_8000_0000_5000, (true, true), 5, 0xb000, false);
             tables.remember_jump(1, 0x1004, 77, false);
         };
         fill(&mut tables);
@@ -402,7 +402,7 @@ mod tests {
         tables.protect_code(0x9000);
         tables.switch_space(4, 3, true);
         assert!(readable(&tables, 0x1000) && !writable(&tables, 0x1000) && writable(&tables, 0x2000));
-        assert!(!readable(&tables, 0xffff_8000_0000_2000), "the upper half belongs to all");
+        assert!(!readable(&tables, 0xffff_8000_0000_5000), "the upper half belongs to all");
         assert_eq!(tables.find_jump(1, 0x1004), 77);
         // Without being asked to keep them; after a flush of everything; and with the jump caches emptied.
         tables.switch_space(3, 4, true);

@@ -453,8 +453,8 @@ fn neighbours(random: &mut Random) -> Vec<u8> {
             code.push(0x48 | ((reg >> 3) << 2) | (u8::from(sib.is_some()) << 1) | (base >> 3));
             code.extend(opcode);
             match sib {
-                Some(sib) => code.extend([0x44 | (reg & 7) << 3, sib, disp as u8]),
-                None => code.extend([0x40 | (reg & 7) << 3 | base & 7, disp as u8]),
+                Some(sib) => code.extend([0x44 | ((reg & 7) << 3), sib, disp as u8]),
+                None => code.extend([0x40 | ((reg & 7) << 3) | (base & 7), disp as u8]),
             }
         };
         match random.below(12) {
@@ -465,7 +465,7 @@ fn neighbours(random: &mut Random) -> Vec<u8> {
             8 => access(&[0x0f, 0xb6]),
             // ADD base, 8; LEA base, [base - 4]; a forward branch over MOV EAX, EDX
             9 => code.extend([0x48 | (base >> 3), 0x83, 0xc0 | (base & 7), 8]),
-            10 => code.extend([0x48 | 5 * (base >> 3), 0x8d, 0x40 | 9 * (base & 7), 0xfc]),
+            10 => code.extend([0x48 | (5 * (base >> 3)), 0x8d, 0x40 | (9 * (base & 7)), 0xfc]),
             _ => code.extend([0x75, 2, 0x89, 0xd0]),
         }
         if random.below(4) == 0 {
