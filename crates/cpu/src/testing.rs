@@ -179,7 +179,8 @@ impl Machine {
 
     /// As [`Machine::real`], with the vendor's choice.
     pub(crate) fn with_vendor(amd: bool) -> Self {
-        let memory = GuestMemory::new(MemoryOptions { size: 16 << 20, ..Default::default() }).expect("guest memory");
+        let memory = GuestMemory::new(MemoryOptions { size: 16 << 20, shared: true, ..Default::default() })
+            .expect("guest memory");
         let world = Arc::new(World::default());
         let features = Features {
             leaves: vec![

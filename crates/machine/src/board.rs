@@ -195,6 +195,7 @@ fn memory(config: &Config) -> Result<GuestMemory, MachineError> {
         size,
         wired: config.bool_or("memory.wired", false)?,
         in_core: config.bool_or("memory.guest_in_core", false)?,
+        shared: false,
     };
     GuestMemory::new(options).map_err(|source| MachineError::Memory(size, source))
 }

@@ -1,4 +1,4 @@
-//! Guest-physical memory: RAM on a memfd, demand-paged, mapped once into this process.
+//! Guest-physical memory: RAM, demand-paged, mapped once into this process.
 //!
 //! The guest's RAM lies in two pieces, as bhyve lays it out: up to 3 GiB from address 0, the rest
 //! from 4 GiB. This process reserves one span of host addresses for all of it, so that the host

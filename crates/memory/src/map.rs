@@ -1,4 +1,4 @@
-//! The host mapping under guest RAM: one reserved span with the memfd's pieces placed in it.
+//! The host mapping under guest RAM: one reserved span with pieces of memory placed in it.
 #![allow(unsafe_code)]
 
 use std::ffi::c_void;
@@ -46,14 +46,21 @@ impl HostMap {
         Ok(Self { base, span, reserved: (reserved, size) })
     }
 
-    /// Maps `size` bytes of `fd` from `fd_offset` at `offset` of the span.
-    pub(crate) fn place(&self, offset: u64, size: u64, fd: &OwnedFd, fd_offset: u64) -> Result<(), Errno> {
+    /// Maps `size` bytes at `offset` of the span: of a file from an offset, or of this process's own, where the host uses large
+    /// pages even if its settings keep them from files in memory.
+    pub(crate) fn place(&self, offset: u64, size: u64, file: Option<(&OwnedFd, u64)>) -> Result<(), Errno> {
         let at = self.at(offset, size).ok_or(Errno::INVAL)?;
-        let flags = MapFlags::SHARED | MapFlags::NORESERVE | MapFlags::FIXED;
+        let rights = ProtFlags::READ | ProtFlags::WRITE;
+        let flags = MapFlags::NORESERVE | MapFlags::FIXED;
         // SAFETY: `at` checked that the piece lies inside our own reserved span, so MAP_FIXED replaces only our reservation.
         unsafe {
-            rustix::mm::mmap(at.cast(), size as usize, ProtFlags::READ | ProtFlags::WRITE, flags, fd, fd_offset)?;
-        }
+            match file {
+                Some((fd, from)) => {
+                    rustix::mm::mmap(at.cast(), size as usize, rights, flags | MapFlags::SHARED, fd, from)
+                }
+                None => rustix::mm::mmap_anonymous(at.cast(), size as usize, rights, flags | MapFlags::PRIVATE),
+            }
+        }?;
         // Fewer misses of the host's TLB, where the host's settings allow it.
         // SAFETY: the advice changes no contents, and the piece is ours.
         let _ = unsafe { rustix::mm::madvise(at.cast(), size as usize, Advice::LinuxHugepage) };

@@ -23,6 +23,8 @@ pub struct MemoryOptions {
     pub wired: bool,
     /// Include it in core dumps (`-C`).
     pub in_core: bool,
+    /// On a memfd, so that other processes can map it; else this process's own, which the host may put on large pages.
+    pub shared: bool,
 }
 
 /// Why an access or the set-up failed.
@@ -63,7 +65,7 @@ const MAX_SIZE: u64 = 64 << 40;
 
 struct Inner {
     map: HostMap,
-    fd: OwnedFd,
+    fd: Option<OwnedFd>,
     low: u64,
     high: u64,
     pages: PageMap,
@@ -117,12 +119,17 @@ impl GuestMemory {
         let host = |what| move |source| MemoryError::Host { what, size, source };
         let low = size.min(LOW_MEMORY_LIMIT);
         let high = size - low;
-        let fd = rustix::fs::memfd_create("guest-ram", MemfdFlags::CLOEXEC).map_err(host("create a file for"))?;
-        rustix::fs::ftruncate(&fd, size).map_err(host("size the file for"))?;
+        let fd = if options.shared {
+            let fd = rustix::fs::memfd_create("guest-ram", MemfdFlags::CLOEXEC).map_err(host("create a file for"))?;
+            rustix::fs::ftruncate(&fd, size).map_err(host("size the file for"))?;
+            Some(fd)
+        } else {
+            None
+        };
         let map = HostMap::reserve(HIGH_MEMORY_BASE + high).map_err(host("reserve addresses for"))?;
         let pieces = [(0, low, 0), (HIGH_MEMORY_BASE, high, low)];
         for (start, len, fd_offset) in pieces.into_iter().filter(|piece| piece.1 > 0) {
-            map.place(start, len, &fd, fd_offset).map_err(host("map"))?;
+            map.place(start, len, fd.as_ref().map(|fd| (fd, fd_offset))).map_err(host("map"))?;
             map.dump(start, len, options.in_core).map_err(host("set the core-dump policy of"))?;
             if options.wired {
                 map.wire(start, len).map_err(host("lock (-S; see `ulimit -l`)"))?;
@@ -153,9 +160,9 @@ impl GuestMemory {
         all.into_iter().filter(|range| range.size > 0)
     }
 
-    /// The memfd behind RAM: low memory first, then high memory, without the hole.
-    pub fn fd(&self) -> BorrowedFd<'_> {
-        self.0.fd.as_fd()
+    /// The memfd behind RAM that was made to be shared: low memory first, then high memory, without the hole.
+    pub fn fd(&self) -> Option<BorrowedFd<'_>> {
+        self.0.fd.as_ref().map(OwnedFd::as_fd)
     }
 
     /// The code tracking of these pages.

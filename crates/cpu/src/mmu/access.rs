@@ -626,7 +626,7 @@ mod tests {
     }
 
     fn host_blocks(machine: &Machine) -> i64 {
-        rustix::fs::fstat(machine.memory.fd()).unwrap().st_blocks
+        rustix::fs::fstat(machine.memory.fd().unwrap()).unwrap().st_blocks
     }
 
     #[test]
