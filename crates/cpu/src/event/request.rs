@@ -18,6 +18,8 @@ pub mod bit {
     pub const STOP: u32 = 1 << 4;
     /// Drop write permissions of pages that hold code now; somebody waits for it.
     pub const SYNC_CODE: u32 = 1 << 5;
+    /// Code was written: look again whether what runs is current.
+    pub const CODE: u32 = 1 << 6;
 }
 
 /// The mailbox of one vCPU.
@@ -53,6 +55,12 @@ impl Events {
         // Taking the lock orders this with a vCPU between its check and its wait.
         drop(self.sleep.lock().unwrap_or_else(PoisonError::into_inner));
         self.wake.notify_all();
+    }
+
+    /// Sets bits for a vCPU that runs; one that sleeps will see them when it wakes.
+    fn nudge(&self, bits: u32) {
+        self.word.fetch_or(bits, Ordering::SeqCst);
+        self.quiet.store(0, Ordering::SeqCst);
     }
 
     /// Sends a start-up IPI.
@@ -133,6 +141,12 @@ impl SharedCpus {
     /// Holds off other vCPUs' split locks and locked MMIO.
     pub(crate) fn bus_lock(&self) -> MutexGuard<'_, ()> {
         self.bus_lock.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Lets every other vCPU look for code that is no longer current, even if it would go round in a loop for ever.
+    pub(crate) fn code_written(&self, own: &Arc<Events>) {
+        let all = self.vcpus.lock().unwrap_or_else(PoisonError::into_inner);
+        all.iter().filter(|events| !Arc::ptr_eq(events, own)).for_each(|events| events.nudge(bit::CODE));
     }
 
     /// Lets one vCPU at a time turn pages into code. While waiting, `serve` answers requests of the holder.

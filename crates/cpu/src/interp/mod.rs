@@ -186,6 +186,10 @@ impl Vcpu {
         if pending & event::SYNC_CODE != 0 {
             self.serve_code_sync();
         }
+        if pending & event::CODE != 0 {
+            // Whatever runs next is looked up.
+            self.events.take(event::CODE);
+        }
         if pending & event::STOP != 0 {
             self.events.take(event::STOP);
             return Next::Exit(Exit::Stop);

@@ -11,12 +11,18 @@ use super::context::{Context, ENTRIES, MODES, SIZE, STACK, table};
 const GLOBAL: u64 = 1 << 0;
 /// The entry is in the list of entries that are not global, or global.
 const LISTED: [u64; 2] = [1 << 1, 1 << 2];
+/// The host's large pages.
+const LARGE_PAGE: usize = 2 << 20;
+/// Bytes mapped, so that [`SIZE`] of them can be aligned.
+const MAPPED: usize = SIZE + LARGE_PAGE;
 /// A negated page address that no canonical address matches.
 const NOWHERE: u64 = (1u64 << 58).wrapping_neg();
 
 /// The context block with its tables, and what is needed to flush them in proportion to what was filled.
 pub(crate) struct Tables {
     memory: *mut u8,
+    /// What was mapped around it.
+    mapped: *mut u8,
     /// Guest-physical page and properties of each TLB entry.
     info: Box<[u64]>,
     /// TLB entries filled since they were flushed: not global, global.
@@ -65,16 +71,22 @@ impl Tables {
     /// The kernel's, from mapping memory.
     pub(crate) fn new() -> Result<Self, rustix::io::Errno> {
         // SAFETY: a new anonymous mapping at an address of the kernel's choice.
-        let memory = unsafe {
+        let mapped = unsafe {
             rustix::mm::mmap_anonymous(
                 ptr::null_mut(),
-                SIZE,
+                MAPPED,
                 ProtFlags::READ | ProtFlags::WRITE,
                 MapFlags::PRIVATE | MapFlags::NORESERVE,
             )
         }?;
+        let mapped: *mut u8 = mapped.cast();
+        let memory = mapped.wrapping_add((mapped as usize).wrapping_neg() % LARGE_PAGE);
+        // Almost every guest access looks in here: the host's TLB should have it. Not having large pages is no failure.
+        // SAFETY: the advice changes no contents, and the range lies in the mapping.
+        let _ = unsafe { rustix::mm::madvise(memory.cast(), SIZE, rustix::mm::Advice::LinuxHugepage) };
         let mut tables = Self {
-            memory: memory.cast(),
+            memory,
+            mapped,
             info: vec![0; MODES * ENTRIES].into(),
             filled: Default::default(),
             jump_info: vec![0; MODES * ENTRIES].into(),
@@ -364,7 +376,7 @@ impl Space {
 impl Drop for Tables {
     fn drop(&mut self) {
         // SAFETY: the mapping is the tables' own.
-        let _ = unsafe { rustix::mm::munmap(self.memory.cast(), SIZE) };
+        let _ = unsafe { rustix::mm::munmap(self.mapped.cast(), MAPPED) };
     }
 }
 

@@ -318,8 +318,7 @@ impl Vcpu {
                 n => unsafe { ptr::copy_nonoverlapping(bytes.as_ptr(), at, n) },
             }
             if self.memory.pages().note_write(gpa, bytes.len() as u64) {
-                // The rest of the block may just have been overwritten.
-                self.block_end = 0;
+                self.code_was_written();
             }
             return;
         }
@@ -332,6 +331,13 @@ impl Vcpu {
             self.fpu.park();
             self.env.mmio_write(gpa + offset as u64, len as u8, u64::from_le_bytes(value));
         }
+    }
+
+    /// After a write to code: the rest of the block may just have been overwritten, and what other vCPUs run.
+    #[cold]
+    fn code_was_written(&mut self) {
+        self.block_end = 0;
+        self.shared.code_written(&self.events);
     }
 
     /// Atomic read-modify-write for LOCK-prefixed instructions: `update` maps the old value to the new one and may run
@@ -354,7 +360,7 @@ impl Vcpu {
         // SAFETY: host_address checked the range.
         let old = unsafe { atomic::update::<T>(at, &mut update) };
         if self.memory.pages().note_write(gpa, T::BYTES) {
-            self.block_end = 0;
+            self.code_was_written();
         }
         self.note_data_access(linear, T::BYTES, true);
         Ok(old)
@@ -371,7 +377,7 @@ impl Vcpu {
         // SAFETY: host_address checked the range, and callers check the alignment.
         let old = unsafe { atomic::exchange_16(at, expected, new) };
         if self.memory.pages().note_write(gpa, 16) {
-            self.block_end = 0;
+            self.code_was_written();
         }
         self.note_data_access(linear, 16, true);
         Ok(old)
