@@ -107,8 +107,8 @@ impl Translator<'_> {
     pub(super) fn access(&mut self, insn: &Insn, size: u32, write: bool, alignment: u32) -> Mem {
         let Some(shared) = insn.operand else {
             self.address(insn);
-            self.check(insn, size, write, alignment);
-            return Mem::indexed(R15, R14, 0, 0);
+            self.check_aligned(insn, size, write, alignment);
+            return Self::operand();
         };
         let op = &insn.op;
         let plain = op.asize == 8
@@ -128,8 +128,8 @@ impl Translator<'_> {
             return self.shared_access(insn, shared, base, disp);
         }
         self.asm.lea(true, R15, &Mem::base(base, disp));
-        self.check(insn, 8, write, 1);
-        Mem::indexed(R15, R14, 0, 0)
+        self.check(insn, 8, write);
+        Self::operand()
     }
 
     /// The operand at [base + disp], of a group of accesses.
@@ -157,7 +157,7 @@ impl Translator<'_> {
                     // Not foreseen: as if the access stood alone.
                     self.asm.lea(true, R15, &Mem::base(base, disp));
                     self.probe(insn, shared.span, shared.write, 1, Miss::Alone);
-                    return Mem::indexed(R15, R14, 0, 0);
+                    return Self::operand();
                 }
             }
             self.addend = Some(shared.group);
@@ -167,12 +167,22 @@ impl Translator<'_> {
 
     /// Checks an access of `size` bytes at R15; goes to the slow path of `insn` unless the TLB has it. Uses RCX, keeps the
     /// flags: a fault's frame shows even those that nothing else reads. Afterwards the operand is at [R15 + R14].
-    fn check(&mut self, insn: &Insn, size: u32, write: bool, alignment: u32) {
+    pub(super) fn check(&mut self, insn: &Insn, size: u32, write: bool) {
+        self.check_aligned(insn, size, write, 1);
+    }
+
+    /// As [`Translator::check`], where the operand must be aligned, too.
+    pub(super) fn check_aligned(&mut self, insn: &Insn, size: u32, write: bool, alignment: u32) {
         self.probe(insn, size, write, alignment, Miss::Interpret);
     }
 
-    /// As [`Translator::check`], with the choice of what happens otherwise. An aligned operand does not cross pages, so that one
-    /// comparison serves for both: the offset's low bits must be 0 like the page's difference.
+    /// The operand after [`Translator::check`].
+    pub(super) fn operand() -> Mem {
+        Mem::indexed(R15, R14, 0, 0)
+    }
+
+    /// As [`Translator::check_aligned`], with the choice of what happens otherwise. An aligned operand does not cross pages, so
+    /// that one comparison serves for both: the offset's low bits must be 0 like the page's difference.
     fn probe(&mut self, insn: &Insn, size: u32, write: bool, alignment: u32, miss: Miss) {
         let reach = if alignment == 1 { size as i32 - 1 } else { 0 };
         let mask = 0xffff_f000 | (alignment - 1);

@@ -149,7 +149,7 @@ impl Values {
             }
             _ => {}
         }
-        if insn.how == How::Interpret {
+        if !stays(insn.how) {
             return (0..16).for_each(|r| self.forget(r));
         }
         let used = info.info_options(i, InstructionInfoOptions::NO_MEMORY_USAGE);
@@ -191,6 +191,25 @@ fn constant(i: &Instruction) -> Option<i64> {
     }
 }
 
+/// Whether an instruction of that kind runs in emitted code alone, but for a miss of its own access: nothing in it takes
+/// translations away.
+fn stays(how: How) -> bool {
+    matches!(
+        how,
+        How::Branch
+            | How::Push
+            | How::Pop
+            | How::Leave
+            | How::Nothing
+            | How::Copy
+            | How::Lea
+            | How::MovImmediate
+            | How::Bswap
+            | How::Vector
+            | How::Rewrite
+    )
+}
+
 /// An access in the order of execution.
 struct Access {
     insn: usize,
@@ -216,7 +235,7 @@ pub(super) fn plan(insns: &mut [Insn], info: &mut InstructionInfoFactory) {
     let mut groups: Vec<Group> = Vec::new();
     let mut open = 0;
     for (n, insn) in insns.iter().enumerate() {
-        if insn.how == How::Interpret {
+        if !stays(insn.how) {
             open = groups.len();
         }
         for access in accesses(n, insn, &mut values, info).into_iter().flatten() {
