@@ -498,7 +498,7 @@ impl Vcpu {
         let key = jit.blocks.get(site.block).map(|block| Key {
             phys: block.key.phys & !0xfff | u64::from(target),
             second: Key::one_page(alone),
-            mode: block.key.mode,
+            mode: (block.key.mode.0, site.access, block.key.mode.2),
         });
         let Some(key) = key else { return self.leave_with(Ok(())) };
         let flushes = jit.counters.flushes;

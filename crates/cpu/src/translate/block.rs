@@ -71,6 +71,16 @@ pub(super) struct Insn {
     pub(super) stack: Option<Shared>,
 }
 
+/// A branch to code at the block's end.
+struct Exit {
+    from: Fixup,
+    /// Index of its instruction, and the access mode there.
+    insn: usize,
+    access: usize,
+    /// Offset relative to the page.
+    target: i64,
+}
+
 struct Stub {
     from: Fixup,
     trampoline: u32,
@@ -101,8 +111,7 @@ pub(crate) struct Translator<'a> {
     /// Instructions of the block, and the index of the last vector instruction.
     count: usize,
     last_vector: usize,
-    /// Branches to code at the block's end: the jump, the index of the instruction, and where it goes.
-    exits: Vec<(Fixup, usize, i64)>,
+    exits: Vec<Exit>,
     stubs: Vec<Stub>,
     /// Arena offset behind each instruction.
     resumes: Vec<u32>,
@@ -211,9 +220,10 @@ impl Translator<'_> {
         if let (false, Some(last)) = (complete, insns.last()) {
             self.fall_through(last);
         }
-        for (jump, insn, target) in std::mem::take(&mut self.exits) {
-            self.asm.bind(jump);
-            self.go_to(&insns[insn], target);
+        for exit in std::mem::take(&mut self.exits) {
+            self.asm.bind(exit.from);
+            self.access = exit.access;
+            self.go_to(&insns[exit.insn], exit.target);
         }
     }
 
@@ -224,7 +234,7 @@ impl Translator<'_> {
 
     /// Lets a forward jump of the current instruction lead to code that goes on at an offset relative to the page.
     pub(super) fn exit_later(&mut self, jump: Fixup, target: i64) {
-        self.exits.push((jump, self.current, target));
+        self.exits.push(Exit { from: jump, insn: self.current, access: self.access, target });
     }
 
     /// The arena offset to jump to for the first instruction, if `target` is that.
