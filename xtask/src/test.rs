@@ -12,7 +12,7 @@ use crate::process::{cargo, find_tool, run as run_to_end, run_watched, say};
 use crate::{boot, layout};
 
 /// Programs that the tests need, and the Debian packages that have them.
-const TOOLS: [(&str, &str); 8] = [
+const TOOLS: [(&str, &str); 10] = [
     ("mke2fs", "e2fsprogs"),
     ("e2fsck", "e2fsprogs"),
     ("dpkg-deb", "dpkg"),
@@ -21,6 +21,8 @@ const TOOLS: [(&str, &str); 8] = [
     ("sfdisk", "fdisk"),
     ("mkfs.vfat", "dosfstools"),
     ("mcopy", "mtools"),
+    ("qemu-img", "qemu-utils"),
+    ("qemu-nbd", "qemu-utils"),
 ];
 
 /// How one step went, for the summary.

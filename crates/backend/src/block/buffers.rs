@@ -1,7 +1,7 @@
 //! Guest memory as the kernel's vectored I/O wants it.
 #![allow(unsafe_code)]
 
-use std::io;
+use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::BorrowedFd;
 
 use memory::{GuestMemory, MemoryError};
@@ -10,19 +10,24 @@ use platform::GuestRange;
 use super::sys::{self, Direction, IoVec};
 
 /// A scatter list of guest memory, checked, as host addresses. The guest may change the contents at any time.
-pub struct HostBuffers<'a> {
-    memory: &'a GuestMemory,
-    ranges: &'a [GuestRange],
+pub struct HostBuffers {
+    memory: GuestMemory,
+    ranges: Vec<GuestRange>,
     pieces: Vec<IoVec>,
     len: u64,
 }
 
-impl<'a> HostBuffers<'a> {
+// SAFETY: the addresses lie in guest RAM, which `memory` keeps mapped, and which any thread may access raw.
+unsafe impl Send for HostBuffers {}
+// SAFETY: as above.
+unsafe impl Sync for HostBuffers {}
+
+impl HostBuffers {
     /// Checks `ranges`.
     ///
     /// # Errors
     /// One of them is not wholly in RAM.
-    pub fn new(memory: &'a GuestMemory, ranges: &'a [GuestRange]) -> Result<Self, MemoryError> {
+    pub fn new(memory: &GuestMemory, ranges: Vec<GuestRange>) -> Result<Self, MemoryError> {
         let mut len = 0u64;
         let mut pieces = Vec::with_capacity(ranges.len());
         for range in ranges.iter().filter(|range| range.size > 0) {
@@ -30,7 +35,7 @@ impl<'a> HostBuffers<'a> {
             pieces.push(IoVec { iov_base: base.cast(), iov_len: range.size as usize });
             len = len.saturating_add(range.size);
         }
-        Ok(Self { memory, ranges, pieces, len })
+        Ok(Self { memory: memory.clone(), ranges, pieces, len })
     }
 
     /// Bytes in all.
@@ -43,28 +48,92 @@ impl<'a> HostBuffers<'a> {
         self.len == 0
     }
 
+    /// The part of `len` bytes from `start` on, as far as it exists.
+    pub(super) fn part(&self, start: u64, len: u64) -> Result<Self, MemoryError> {
+        let (mut skip, mut left) = (start, len);
+        let mut ranges = Vec::new();
+        for range in &self.ranges {
+            let skipped = skip.min(range.size);
+            skip -= skipped;
+            let here = left.min(range.size - skipped);
+            left -= here;
+            if here > 0 {
+                // Both are inside a range that was checked.
+                ranges.push(GuestRange::new(range.start.0.wrapping_add(skipped), here));
+            }
+        }
+        Self::new(&self.memory, ranges)
+    }
+
+    /// The pieces as the kernel takes them. They stay where they are as long as these buffers live.
+    pub(super) fn pieces(&self) -> &[IoVec] {
+        &self.pieces
+    }
+
+    /// Tells that the pieces were written: code that the guest may have had there is no longer what was decoded.
+    pub(super) fn note_written(&self) {
+        for range in &self.ranges {
+            self.memory.pages().note_write(range.start.0, range.size);
+        }
+    }
+
+    /// A copy of the contents.
+    pub(super) fn to_vec(&self) -> Result<Vec<u8>, MemoryError> {
+        let mut bytes = vec![0; self.len as usize];
+        let mut rest = bytes.as_mut_slice();
+        for range in &self.ranges {
+            let (here, after) = rest.split_at_mut(range.size as usize);
+            self.memory.read(range.start.0, here)?;
+            rest = after;
+        }
+        Ok(bytes)
+    }
+
+    /// The pieces as slices, for libraries that hand them to the kernel.
+    pub(super) fn io_slices(&self) -> Vec<IoSlice<'_>> {
+        // SAFETY: the pieces lie in guest RAM, which `memory` keeps mapped. This process holds no reference to them
+        // otherwise; the guest's changes come through raw accesses and are as if a device made them.
+        let slice = |piece: &IoVec| unsafe { std::slice::from_raw_parts(piece.iov_base.cast(), piece.iov_len) };
+        self.pieces.iter().map(|piece| IoSlice::new(slice(piece))).collect()
+    }
+
+    /// The pieces as slices to be filled. Follow up with [`note_written`](Self::note_written).
+    pub(super) fn io_slices_mut(&self) -> Vec<IoSliceMut<'_>> {
+        // SAFETY: as above; a guest that lists one piece twice gets either data.
+        let slice = |piece: &IoVec| unsafe { std::slice::from_raw_parts_mut(piece.iov_base.cast(), piece.iov_len) };
+        self.pieces.iter().map(|piece| IoSliceMut::new(slice(piece))).collect()
+    }
+
     /// Fills the buffers from `file` at `offset`.
     ///
     /// # Errors
     /// What the kernel says, or that the file ends before. The buffers may be partly filled.
     pub fn read_from(&self, file: BorrowedFd<'_>, offset: u64) -> io::Result<()> {
-        let result = self.transfer(file, Direction::Read, offset);
-        for range in self.ranges {
-            self.memory.pages().note_write(range.start.0, range.size);
-        }
+        let result = self.transfer(file, Direction::Read(offset));
+        self.note_written();
         result
     }
 
-    /// Writes the buffers to `file` at `offset`.
+    /// Fills the buffers from a stream.
+    ///
+    /// # Errors
+    /// What the kernel says, or that the stream ends before. The buffers may be partly filled.
+    pub(super) fn receive_from(&self, stream: BorrowedFd<'_>) -> io::Result<()> {
+        let result = self.transfer(stream, Direction::Receive);
+        self.note_written();
+        result
+    }
+
+    /// Writes the buffers to `file` at `offset`; with `durable`, on to stable storage.
     ///
     /// # Errors
     /// What the kernel says. The file may be partly written.
-    pub fn write_to(&self, file: BorrowedFd<'_>, offset: u64) -> io::Result<()> {
-        self.transfer(file, Direction::Write, offset)
+    pub fn write_to(&self, file: BorrowedFd<'_>, offset: u64, durable: bool) -> io::Result<()> {
+        self.transfer(file, Direction::Write(offset, durable))
     }
 
-    fn transfer(&self, file: BorrowedFd<'_>, direction: Direction, mut offset: u64) -> io::Result<()> {
-        let mut done = self.step(file, direction, &self.pieces, offset)?;
+    fn transfer(&self, file: BorrowedFd<'_>, direction: Direction) -> io::Result<()> {
+        let mut done = self.step(file, direction, &self.pieces)?;
         if done == self.len {
             return Ok(());
         }
@@ -74,22 +143,26 @@ impl<'a> HostBuffers<'a> {
         let mut total = done;
         while total < self.len {
             rest = advance(rest, done);
-            offset = offset.saturating_add(done);
-            done = self.step(file, direction, rest, offset)?;
+            let next = match direction {
+                Direction::Read(offset) => Direction::Read(offset.saturating_add(total)),
+                Direction::Write(offset, durable) => Direction::Write(offset.saturating_add(total), durable),
+                Direction::Receive => Direction::Receive,
+            };
+            done = self.step(file, next, rest)?;
             total += done;
         }
         Ok(())
     }
 
     /// One system call that moves at least one byte.
-    fn step(&self, file: BorrowedFd<'_>, direction: Direction, pieces: &[IoVec], offset: u64) -> io::Result<u64> {
+    fn step(&self, file: BorrowedFd<'_>, direction: Direction, pieces: &[IoVec]) -> io::Result<u64> {
         if pieces.is_empty() {
             return Ok(0);
         }
         loop {
             // SAFETY: the pieces were checked to lie in guest RAM, which `self.memory` keeps mapped; guest RAM is only
             // ever accessed raw.
-            match unsafe { sys::transfer(file, direction, pieces, offset) } {
+            match unsafe { sys::transfer(file, direction, pieces) } {
                 Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
                 Ok(moved) => return Ok(moved as u64),
                 Err(why) if why.kind() == io::ErrorKind::Interrupted => {}
@@ -139,7 +212,7 @@ mod tests {
         let memory = GuestMemory::new(MemoryOptions { size: 0x1000, ..Default::default() }).unwrap();
         let base = memory.base() as usize;
         let ranges = [GuestRange::new(0, 4), GuestRange::new(0x100, 0), GuestRange::new(0x200, 8)];
-        let pieces = HostBuffers::new(&memory, &ranges).unwrap().pieces;
+        let pieces = HostBuffers::new(&memory, ranges.to_vec()).unwrap().pieces;
         assert_eq!(lengths(advance(&mut pieces.clone(), 0)), [(base, 4), (base + 0x200, 8)]);
         assert_eq!(lengths(advance(&mut pieces.clone(), 3)), [(base + 3, 1), (base + 0x200, 8)]);
         assert_eq!(lengths(advance(&mut pieces.clone(), 4)), [(base + 0x200, 8)]);
@@ -155,7 +228,7 @@ mod tests {
         let data: Vec<u8> = (0..2500 * 7).map(|n| (n % 251) as u8).collect();
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(&data).unwrap();
-        let buffers = HostBuffers::new(&memory, &ranges).unwrap();
+        let buffers = HostBuffers::new(&memory, ranges.to_vec()).unwrap();
         let tag = memory.pages().mark_code(0x1000).unwrap();
         buffers.read_from(file.as_fd(), 0).unwrap();
         assert!(!memory.pages().is_current(0x1000, tag), "code in the buffers is no longer what was decoded");
@@ -164,10 +237,24 @@ mod tests {
         assert_eq!(back, data[2499 * 7..]);
 
         let copy = tempfile::tempfile().unwrap();
-        buffers.write_to(copy.as_fd(), 0).unwrap();
+        buffers.write_to(copy.as_fd(), 0, false).unwrap();
         let mut written = vec![0; data.len()];
         std::os::unix::fs::FileExt::read_exact_at(&copy, &mut written, 0).unwrap();
         assert_eq!(written, data);
+    }
+
+    #[test]
+    fn parts_and_copies() {
+        let memory = GuestMemory::new(MemoryOptions { size: 0x1000, ..Default::default() }).unwrap();
+        memory.write(0, &(0..=255).collect::<Vec<u8>>()).unwrap();
+        let ranges = vec![GuestRange::new(0x10, 4), GuestRange::new(0x20, 0), GuestRange::new(0x40, 8)];
+        let buffers = HostBuffers::new(&memory, ranges).unwrap();
+        assert_eq!(buffers.to_vec().unwrap(), [16, 17, 18, 19, 64, 65, 66, 67, 68, 69, 70, 71]);
+        let part = |start, len| buffers.part(start, len).unwrap().to_vec().unwrap();
+        assert_eq!(part(2, 5), [18, 19, 64, 65, 66]);
+        assert_eq!(part(4, 2), [64, 65]);
+        assert_eq!(part(11, 9), [71]);
+        assert!(part(12, 1).is_empty());
     }
 
     #[test]
@@ -176,8 +263,8 @@ mod tests {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(b"abc").unwrap();
         let ranges = [GuestRange::new(0, 4)];
-        let error = HostBuffers::new(&memory, &ranges).unwrap().read_from(file.as_fd(), 0).unwrap_err();
+        let error = HostBuffers::new(&memory, ranges.to_vec()).unwrap().read_from(file.as_fd(), 0).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
-        assert!(HostBuffers::new(&memory, &[GuestRange::new(0xfff, 2)]).is_err());
+        assert!(HostBuffers::new(&memory, vec![GuestRange::new(0xfff, 2)]).is_err());
     }
 }

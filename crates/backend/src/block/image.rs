@@ -21,20 +21,28 @@ pub struct Geometry {
 /// A disk image. Calls block and come from several threads at a time; ranges are inside the image, and the image is
 /// writable where a call changes it.
 pub trait Image: Send + Sync {
-    /// Size and abilities.
+    /// Size and abilities when it was opened.
     fn geometry(&self) -> Geometry;
+
+    /// Looks how large the image is now, where that can change while it is open.
+    ///
+    /// # Errors
+    /// What the host says.
+    fn current_size(&self) -> io::Result<u64> {
+        Ok(self.geometry().size)
+    }
 
     /// Reads from `offset`.
     ///
     /// # Errors
     /// What the host says.
-    fn read(&self, offset: u64, to: &HostBuffers<'_>) -> io::Result<()>;
+    fn read(&self, offset: u64, to: &HostBuffers) -> io::Result<()>;
 
-    /// Writes at `offset`.
+    /// Writes at `offset`; with `fua`, on to stable storage.
     ///
     /// # Errors
     /// What the host says.
-    fn write(&self, offset: u64, from: &HostBuffers<'_>) -> io::Result<()>;
+    fn write(&self, offset: u64, from: &HostBuffers, fua: bool) -> io::Result<()>;
 
     /// Returns when all writes that returned before are on stable storage.
     ///

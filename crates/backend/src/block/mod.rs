@@ -3,10 +3,15 @@
 //! | module | what it does |
 //! |---|---|
 //! | [`options`] | the options of a disk and their keys |
-//! | [`disk`] | [`Disk`]: asynchronous requests on guest memory, done by a few threads per disk |
+//! | [`disk`] | [`Disk`]: what devices submit their requests to |
+//! | [`request`] | requests: operations on guest memory, checked, and the trait of what does them |
+//! | [`ring`], [`pool`] | who does them: io_uring on raw images, or a few threads on any image |
+//! | [`throttle`] | rate limits in front of either |
 //! | [`image`] | what a disk image can do, as the threads see it |
-//! | [`raw`] | images that are files or block devices, byte for byte |
+//! | [`raw`], [`qcow2`] | images: files and block devices byte for byte; qcow2 |
+//! | [`nbd`] | disks behind a server |
 //! | [`lock`] | who may open an image at the same time |
+//! | [`watch`] | notices that the host made an image larger |
 //! | [`buffers`] | guest memory as the kernel's vectored I/O wants it |
 //!
 //! Guest data goes straight between guest memory and the host's file, without copies. An error reaches the guest as an
@@ -16,16 +21,28 @@ pub mod buffers;
 pub mod disk;
 pub mod image;
 pub mod lock;
+pub mod nbd;
 pub mod options;
+mod pool;
+pub mod qcow2;
+#[cfg(test)]
+mod qcow2_tests;
 pub mod raw;
+pub mod request;
+mod ring;
 mod sys;
 #[cfg(test)]
 mod tests;
+pub mod throttle;
+mod watch;
 
 pub use buffers::HostBuffers;
-pub use disk::{Disk, IoError, Operation, Request};
+pub use disk::Disk;
 pub use image::{Geometry, Image};
-pub use options::{BlockOptions, SectorSize};
+pub use nbd::NbdUri;
+pub use options::{BlockOptions, Format, SectorSize};
+pub use request::{Done, IoError, Operation, Request};
+pub use throttle::Limits;
 
 use std::io;
 use std::path::PathBuf;
@@ -89,13 +106,34 @@ pub enum BlockError {
         /// What it is instead.
         what: &'static str,
     },
-    /// An image format this build cannot read.
-    #[error("{}: {format} images are not available in this build yet; for a raw disk of that name say format=raw", path.display())]
-    Format {
+    /// A qcow2 file that cannot be used.
+    #[error("{}: cannot use this qcow2 image: {why}", path.display())]
+    Qcow2 {
         /// The file.
         path: PathBuf,
-        /// The format.
-        format: &'static str,
+        /// What is wrong with it, and what to do.
+        why: String,
+    },
+    /// Image formats need a file.
+    #[error("format=qcow2 is for files; let the NBD server open the qcow2 image and serve its contents")]
+    FormatOverNbd,
+    /// The URI of an NBD server is wrong.
+    #[error(
+        "Invalid NBD server \"{uri}\": {why}; the forms are nbd://HOST[:PORT]/EXPORT and nbd+unix:///EXPORT?socket=PATH"
+    )]
+    NbdUri {
+        /// The URI.
+        uri: String,
+        /// What is wrong with it.
+        why: &'static str,
+    },
+    /// The NBD server cannot be used.
+    #[error("cannot use NBD server {uri}")]
+    Nbd {
+        /// The server.
+        uri: String,
+        /// Why.
+        source: io::Error,
     },
     /// Another process has the image open.
     #[error("{}: in use by {holder}; two VMs that write to one disk destroy it. Stop the other, or say lock=off if sharing is safe", path.display())]

@@ -24,6 +24,8 @@ pub struct RawImage {
     /// For `nocache`: the same file through the page cache, for requests whose alignment direct I/O refuses.
     cached: Option<OnceLock<File>>,
     block_device: bool,
+    /// Every write goes to stable storage, also one by the second descriptor.
+    sync: bool,
     geometry: Geometry,
 }
 
@@ -34,20 +36,10 @@ impl RawImage {
     /// It cannot be opened, is not a disk, is in use, or cannot have the sector size asked for.
     pub fn open(options: &BlockOptions) -> Result<Self, BlockError> {
         let path = &options.path;
-        let (file, refusal) = open(options).map_err(|source| BlockError::Open { path: path.clone(), source })?;
+        let (file, read_only) = open_file(options)?;
         let stat = |source| BlockError::Stat { path: path.clone(), source };
         let meta = file.metadata().map_err(stat)?;
         let block_device = meta.file_type().is_block_device();
-        if let Some(what) = not_a_disk(meta.file_type()) {
-            return Err(BlockError::Kind { path: path.clone(), what });
-        }
-        if let Some(why) = &refusal {
-            log::warn!("{}: cannot be written ({why}): the guest gets a read-only disk", path.display());
-        }
-        let read_only = options.read_only || refusal.is_some();
-        if options.lock {
-            lock::lock(&file, path, !read_only)?;
-        }
         let sector_size =
             sector_size(&file, block_device, meta.blksize(), options.sector_size).map_err(|error| match error {
                 SectorError::Host(source) => stat(source),
@@ -57,7 +49,17 @@ impl RawImage {
         let size = bytes - bytes % u64::from(sector_size.logical);
         let discard = options.discard && !read_only && can_discard(&file, block_device, meta.rdev(), bytes);
         let geometry = Geometry { size, sector_size, read_only, discard };
-        Ok(Self { file, cached: options.nocache.then(OnceLock::new), block_device, geometry })
+        Ok(Self { file, cached: options.nocache.then(OnceLock::new), block_device, sync: options.sync, geometry })
+    }
+
+    /// The file, for requests made in other ways.
+    pub(super) fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// Whether a write ends in the host's page cache, which takes no time to speak of.
+    pub(super) fn writes_to_cache(&self) -> bool {
+        self.cached.is_none() && !self.sync
     }
 
     /// Runs a transfer; with `nocache`, one that is not aligned as direct I/O demands goes through the page cache. The
@@ -88,6 +90,27 @@ impl RawImage {
             Ok(())
         })
     }
+}
+
+/// Opens and locks the file of a disk; returns it and whether it can only be read.
+///
+/// # Errors
+/// It cannot be opened, is no file or block device, or is in use.
+pub(super) fn open_file(options: &BlockOptions) -> Result<(File, bool), BlockError> {
+    let path = &options.path;
+    let (file, refusal) = open(options).map_err(|source| BlockError::Open { path: path.clone(), source })?;
+    let meta = file.metadata().map_err(|source| BlockError::Stat { path: path.clone(), source })?;
+    if let Some(what) = not_a_disk(meta.file_type()) {
+        return Err(BlockError::Kind { path: path.clone(), what });
+    }
+    if let Some(why) = &refusal {
+        log::warn!("{}: cannot be written ({why}): the guest gets a read-only disk", path.display());
+    }
+    let read_only = options.read_only || refusal.is_some();
+    if options.lock {
+        lock::lock(&file, path, !read_only)?;
+    }
+    Ok((file, read_only))
 }
 
 /// The file, and why it cannot be written if that was tried.
@@ -174,12 +197,17 @@ impl Image for RawImage {
         self.geometry
     }
 
-    fn read(&self, offset: u64, to: &HostBuffers<'_>) -> io::Result<()> {
+    fn current_size(&self) -> io::Result<u64> {
+        let bytes = if self.block_device { (&self.file).seek(SeekFrom::End(0))? } else { self.file.metadata()?.len() };
+        Ok(bytes - bytes % u64::from(self.geometry.sector_size.logical))
+    }
+
+    fn read(&self, offset: u64, to: &HostBuffers) -> io::Result<()> {
         self.transfer(|file| to.read_from(file.as_fd(), offset))
     }
 
-    fn write(&self, offset: u64, from: &HostBuffers<'_>) -> io::Result<()> {
-        self.transfer(|file| from.write_to(file.as_fd(), offset))
+    fn write(&self, offset: u64, from: &HostBuffers, fua: bool) -> io::Result<()> {
+        self.transfer(|file| from.write_to(file.as_fd(), offset, fua || self.sync))
     }
 
     fn flush(&self) -> io::Result<()> {

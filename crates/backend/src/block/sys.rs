@@ -8,34 +8,34 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 pub(super) type IoVec = libc::iovec;
 
 /// Pieces that the kernel takes in one call.
-const MAX_PIECES: usize = 1024;
+pub(super) const MAX_PIECES: usize = 1024;
 
 /// Which way the bytes go.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Direction {
-    /// From the file.
-    Read,
-    /// To the file.
-    Write,
+    /// From an offset of the file.
+    Read(u64),
+    /// To an offset of the file; `true`: and on to stable storage.
+    Write(u64, bool),
+    /// From a stream.
+    Receive,
 }
 
-/// Moves bytes between `file` at `offset` and the first pieces of `pieces`; returns how many.
+/// Moves bytes between `file` and the first pieces of `pieces`; returns how many.
 ///
 /// # Safety
 /// Every piece must be memory that stays mapped during the call, and that nothing but raw accesses touch.
-pub(super) unsafe fn transfer(
-    file: BorrowedFd<'_>,
-    direction: Direction,
-    pieces: &[IoVec],
-    offset: u64,
-) -> io::Result<usize> {
+pub(super) unsafe fn transfer(file: BorrowedFd<'_>, direction: Direction, pieces: &[IoVec]) -> io::Result<usize> {
     let count = pieces.len().min(MAX_PIECES) as libc::c_int;
-    let offset = libc::off_t::try_from(offset).map_err(|_| io::ErrorKind::InvalidInput)?;
+    let at = |offset: u64| libc::off_t::try_from(offset).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput));
+    let (fd, start) = (file.as_raw_fd(), pieces.as_ptr());
     // SAFETY: `count` pieces are in the slice; the caller vouches for what they point to.
     let moved = unsafe {
         match direction {
-            Direction::Read => libc::preadv(file.as_raw_fd(), pieces.as_ptr(), count, offset),
-            Direction::Write => libc::pwritev(file.as_raw_fd(), pieces.as_ptr(), count, offset),
+            Direction::Read(offset) => libc::preadv(fd, start, count, at(offset)?),
+            Direction::Write(offset, false) => libc::pwritev(fd, start, count, at(offset)?),
+            Direction::Write(offset, true) => libc::pwritev2(fd, start, count, at(offset)?, libc::RWF_DSYNC),
+            Direction::Receive => libc::readv(fd, start, count),
         }
     };
     usize::try_from(moved).map_err(|_| io::Error::last_os_error())

@@ -56,14 +56,18 @@ fn read(offset: u64, ranges: &[(u64, u64)]) -> Operation {
 }
 
 fn write(offset: u64, ranges: &[(u64, u64)]) -> Operation {
-    Operation::Write { offset, from: ranges.iter().map(|(start, len)| GuestRange::new(*start, *len)).collect() }
+    Operation::Write {
+        offset,
+        from: ranges.iter().map(|(start, len)| GuestRange::new(*start, *len)).collect(),
+        fua: false,
+    }
 }
 
 #[test]
 fn moves_scattered_guest_memory() {
-    for nocache in [false, true] {
+    for (nocache, ring) in [(false, false), (true, false), (false, true), (true, true)] {
         let b = Bench::new();
-        let options = BlockOptions { nocache, ..b.image(1 << 20) };
+        let options = BlockOptions { nocache, ring, ..b.image(1 << 20) };
         let disk = b.open(&options).unwrap();
         b.memory.write(0x1000, &[0xaa; 512]).unwrap();
         b.memory.write(0x5001, &[0xbb; 512]).unwrap();
@@ -72,7 +76,7 @@ fn moves_scattered_guest_memory() {
         run(&disk, Operation::Flush).unwrap();
         let mut on_file = [0; 1024];
         File::open(&options.path).unwrap().read_exact_at(&mut on_file, 4096).unwrap();
-        assert!(on_file[..512] == [0xaa; 512] && on_file[512..] == [0xbb; 512], "nocache={nocache}");
+        assert!(on_file[..512] == [0xaa; 512] && on_file[512..] == [0xbb; 512], "nocache={nocache} ring={ring}");
 
         run(&disk, read(4096 + 256, &[(0x9000, 512)])).unwrap();
         let mut back = [0; 512];
@@ -152,6 +156,111 @@ fn read_only_disks_refuse_changes() {
     ] {
         assert!(matches!(run(&disk, operation), Err(IoError::ReadOnly)));
     }
+}
+
+#[test]
+fn every_way_of_writing_reaches_the_file() {
+    for (nocache, ring, sync, fua) in (0..16).map(|bits| (bits & 1 > 0, bits & 2 > 0, bits & 4 > 0, bits & 8 > 0)) {
+        let b = Bench::new();
+        let options = BlockOptions { nocache, ring, sync, ..b.image(8 << 20) };
+        let disk = b.open(&options).unwrap();
+        // More requests than a ring has room for, some with more pieces than the kernel takes at once.
+        let results: Vec<_> = (0..1500u64)
+            .map(|n| {
+                b.memory.fill(0x1000 * (n % 512), 4096, 1 + (n % 250) as u8).unwrap();
+                let pieces = if n % 100 == 0 { 2048 } else { 2 };
+                let from = (0..pieces)
+                    .map(|piece| GuestRange::new(0x1000 * (n % 512) + 4096 / pieces * piece, 4096 / pieces))
+                    .collect();
+                let operation = Operation::Write { offset: 4096 * n, from, fua };
+                if n % 512 == 511 {
+                    run(&disk, operation).map_or_else(|why| panic!("{why}"), |()| None)
+                } else {
+                    Some(submit(&disk, operation))
+                }
+            })
+            .collect();
+        for result in results.into_iter().flatten() {
+            result.recv_timeout(PATIENCE).unwrap().unwrap();
+        }
+        disk.wait_idle();
+        drop(disk);
+        assert_eq!(fs::metadata(&options.path).unwrap().len(), 8 << 20);
+        let bytes = fs::read(&options.path).unwrap();
+        for n in (0..1500usize).filter(|n| (n / 512) * 512 + 511 < 1500 || *n >= 1024) {
+            let page = &bytes[4096 * n..4096 * (n + 1)];
+            assert!(page.iter().all(|byte| *byte != 0), "page {n} nocache={nocache} ring={ring} sync={sync} fua={fua}");
+        }
+        assert!(bytes[4096 * 1500..].iter().all(|byte| *byte == 0));
+    }
+}
+
+#[test]
+fn a_ring_reads_many_requests_in_any_order() {
+    let b = Bench::new();
+    let options = b.image(8 << 20);
+    let pattern: Vec<u8> = (0..8u32 << 20).map(|at| (at / 4096 % 251) as u8 ^ at as u8).collect();
+    fs::write(&options.path, &pattern).unwrap();
+    for ring in [true, false] {
+        let disk = b.open(&BlockOptions { ring, ..options.clone() }).unwrap();
+        let mut results = Vec::new();
+        for n in 0..700u64 {
+            let page = n * 7919 % 2048;
+            results.push((n, page, submit(&disk, read(4096 * page, &[(0x1000 * n, 1000), (0x1000 * n + 1000, 3096)]))));
+        }
+        for (n, page, result) in results {
+            result.recv_timeout(PATIENCE).unwrap().unwrap();
+            let mut bytes = vec![0; 4096];
+            b.memory.read(0x1000 * n, &mut bytes).unwrap();
+            assert!(bytes == pattern[4096 * page as usize..][..4096], "request {n}, page {page}, ring={ring}");
+        }
+    }
+}
+
+#[test]
+fn a_file_that_grows_makes_the_disk_larger() {
+    let b = Bench::new();
+    let options = b.image(1 << 20);
+    let disk = b.open(&options).unwrap();
+    let (tell, told) = mpsc::channel();
+    disk.on_resize(Box::new(move || tell.send(()).unwrap()));
+    File::options().write(true).open(&options.path).unwrap().set_len(3 << 20).unwrap();
+    told.recv_timeout(PATIENCE).unwrap();
+    assert_eq!(disk.geometry().size, 3 << 20);
+    run(&disk, write((3 << 20) - 512, &[(0, 512)])).unwrap();
+    // Writes of this disk itself are no news, and a touch makes it look again.
+    File::options().write(true).open(&options.path).unwrap().set_len(4 << 20).unwrap();
+    told.recv_timeout(PATIENCE).unwrap();
+    assert_eq!(disk.geometry().size, 4 << 20);
+}
+
+#[test]
+fn limits_hold_requests_back() {
+    let b = Bench::new();
+    let limits = Limits { iops: 200, bps: 0 };
+    let options = BlockOptions { limits, ..b.image(1 << 20) };
+    let disk = b.open(&options).unwrap();
+    let start = std::time::Instant::now();
+    let results: Vec<_> = (0..61).map(|n| submit(&disk, read(n * 512, &[(0, 512)]))).collect();
+    for result in results {
+        result.recv_timeout(PATIENCE).unwrap().unwrap();
+    }
+    // 61 requests less a burst of 20.
+    assert!(start.elapsed() >= Duration::from_millis(195), "{:?}", start.elapsed());
+    disk.wait_idle();
+
+    drop(disk);
+    let limits = Limits { iops: 0, bps: 1 << 20 };
+    let disk = b.open(&BlockOptions { limits, ..options }).unwrap();
+    let start = std::time::Instant::now();
+    let results: Vec<_> = (0..3).map(|_| submit(&disk, write(0, &[(0, 256 << 10)]))).collect();
+    disk.wait_idle();
+    assert!(start.elapsed() >= Duration::from_millis(300), "{:?}", start.elapsed());
+    assert!(results.into_iter().all(|result| result.try_recv().unwrap().is_ok()));
+    let waiting: Vec<_> = (0..50).map(|_| submit(&disk, write(0, &[(0, 1 << 20)]))).collect();
+    disk.cancel_queued();
+    let cancelled = waiting.into_iter().map(|result| result.recv_timeout(PATIENCE).unwrap());
+    assert!(cancelled.filter(|result| matches!(result, Err(IoError::Cancelled))).count() >= 47);
 }
 
 #[test]
@@ -236,12 +345,12 @@ impl Image for Slow {
         let sector_size = SectorSize { logical: 512, physical: 512 };
         Geometry { size: 1 << 30, sector_size, read_only: false, discard: true }
     }
-    fn read(&self, _: u64, _: &HostBuffers<'_>) -> io::Result<()> {
+    fn read(&self, _: u64, _: &HostBuffers) -> io::Result<()> {
         self.reads.fetch_add(1, Ordering::SeqCst);
         self.barrier.wait();
         Ok(())
     }
-    fn write(&self, _: u64, _: &HostBuffers<'_>) -> io::Result<()> {
+    fn write(&self, _: u64, _: &HostBuffers, _: bool) -> io::Result<()> {
         Err(io::Error::from_raw_os_error(libc::EIO))
     }
     fn flush(&self) -> io::Result<()> {
@@ -257,7 +366,7 @@ impl Image for Slow {
 
 fn slow(parties: usize) -> (Disk, Arc<Barrier>, Arc<AtomicUsize>) {
     let (barrier, reads) = (Arc::new(Barrier::new(parties)), Arc::new(AtomicUsize::new(0)));
-    let image = Box::new(Slow { barrier: barrier.clone(), reads: reads.clone() });
+    let image = Arc::new(Slow { barrier: barrier.clone(), reads: reads.clone() });
     (Disk::with_image(image, ram(), "blk-0:0", "slow".into()).unwrap(), barrier, reads)
 }
 

@@ -8,7 +8,7 @@ use backend::block::{Disk, IoError, Request};
 use platform::{GuestRange, Persist, StateError};
 
 use super::ID_LEN;
-use super::layout::{self, SIZE};
+use super::layout;
 use super::request::{Abilities, Action, Parsed, Status, parse};
 use crate::virtio::{Chain, VirtQueue, VirtioContext, VirtioDevice, read_structure};
 
@@ -28,7 +28,6 @@ pub(super) struct Blk {
     context: Arc<VirtioContext>,
     disk: Disk,
     id: [u8; ID_LEN],
-    structure: [u8; SIZE],
     /// For each queue, whether a thread is going to look at it.
     scheduled: Vec<AtomicBool>,
     this: Weak<Self>,
@@ -36,9 +35,10 @@ pub(super) struct Blk {
 
 impl Blk {
     pub(super) fn new(context: Arc<VirtioContext>, disk: Disk, id: [u8; ID_LEN], queues: u16) -> Arc<Self> {
-        let structure = layout::structure(disk.geometry(), queues);
+        let theirs = context.clone();
+        disk.on_resize(Box::new(move || theirs.config_changed()));
         let scheduled = (0..queues).map(|_| AtomicBool::new(false)).collect();
-        Arc::new_cyclic(|this| Self { context, disk, id, structure, scheduled, this: this.clone() })
+        Arc::new_cyclic(|this| Self { context, disk, id, scheduled, this: this.clone() })
     }
 
     fn abilities(&self) -> Abilities {
@@ -143,7 +143,8 @@ impl VirtioDevice for Blk {
     }
 
     fn config_read(&self, offset: u32, bytes: &mut [u8]) {
-        read_structure(&self.structure, offset, bytes);
+        let structure = layout::structure(&self.disk.geometry(), self.scheduled.len() as u16);
+        read_structure(&structure, offset, bytes);
     }
 
     fn notify(&self, index: u16) {

@@ -26,7 +26,9 @@ use device::Blk;
 /// How to make a disk.
 pub const FACTORY: PciFactory = PciFactory {
     name: "virtio-blk",
-    help: "disk; PATH[,nocache][,direct|sync][,ro][,sectorsize=L[/P]][,nodelete][,ser=SERIAL][,lock=off][,queues=N]",
+    help: "disk; PATH|nbd://HOST[:PORT]/EXPORT|nbd+unix:///EXPORT?socket=PATH[,nocache][,direct|sync][,ro]\
+           [,sectorsize=L[/P]][,nodelete][,ser=SERIAL][,format=raw|qcow2][,lock=off][,queues=N][,iops=N][,bps=SIZE]\
+           [,aio=io_uring|threads][,reconnect=SECONDS]",
     build,
 };
 

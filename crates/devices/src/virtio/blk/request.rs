@@ -81,7 +81,10 @@ fn action(memory: &GuestMemory, readable: Buffers, input: Buffers, abilities: Ab
         }
         kind::OUT => {
             whole_sectors(&output)?;
-            Some(Action::Disk { operation: Operation::Write { offset: offset?, from: output.into_ranges() }, input: 0 })
+            Some(Action::Disk {
+                operation: Operation::Write { offset: offset?, from: output.into_ranges(), fua: false },
+                input: 0,
+            })
         }
         kind::FLUSH | kind::FLUSH_OUT => Some(Action::Disk { operation: Operation::Flush, input: 0 }),
         kind::GET_ID => Some(Action::Identify(input)),

@@ -252,6 +252,22 @@ fn discard_and_write_zeroes() {
 }
 
 #[test]
+fn a_disk_that_grows_tells_its_driver() {
+    let b = Bench::new(&[]);
+    for (modern, size) in [(true, 2 * DISK), (false, 3 * DISK)] {
+        let mut driver = b.driver(modern);
+        driver.guest.function().enable_msix(0x40);
+        assert_eq!(driver.guest.set_config_vector(0), 0);
+        b.board.msi.take();
+        File::options().write(true).open(&b.path).unwrap().set_len(size).unwrap();
+        b.board.msi.wait();
+        assert_eq!(driver.guest.device_config(0, Qword, true), size / 512);
+        let end = size / 512 - 1;
+        assert_eq!(driver.request(IN, end, &[Buffer::writable(DATA, 512)]), (OK, 513));
+    }
+}
+
+#[test]
 fn options_show_in_the_features() {
     let b = Bench::new(&[("pci.0.3.0.ro", "true")]);
     let mut driver = b.driver(true);
@@ -342,12 +358,12 @@ impl Image for Gated {
         let sector_size = SectorSize { logical: 512, physical: 512 };
         Geometry { size: DISK, sector_size, read_only: false, discard: false }
     }
-    fn read(&self, _: u64, to: &HostBuffers<'_>) -> io::Result<()> {
+    fn read(&self, _: u64, to: &HostBuffers) -> io::Result<()> {
         self.0.inside.fetch_add(1, Ordering::SeqCst);
         drop(self.0.opened.wait_while(self.0.open.lock().unwrap(), |open| !*open));
         to.read_from(std::os::fd::AsFd::as_fd(&File::open("/dev/zero")?), 0)
     }
-    fn write(&self, _: u64, _: &HostBuffers<'_>) -> io::Result<()> {
+    fn write(&self, _: u64, _: &HostBuffers, _: bool) -> io::Result<()> {
         Ok(())
     }
     fn flush(&self) -> io::Result<()> {
@@ -364,7 +380,7 @@ impl Image for Gated {
 fn gated_board() -> (TestBoard, Arc<Gate>, Arc<VirtioContext>) {
     let board = TestBoard::bare();
     let gate = Arc::new(Gate::default());
-    let disk = Disk::with_image(Box::new(Gated(gate.clone())), board.ram.clone(), "blk-3:0", "gated".into()).unwrap();
+    let disk = Disk::with_image(Arc::new(Gated(gate.clone())), board.ram.clone(), "blk-3:0", "gated".into()).unwrap();
     let context = BuildContext {
         address: PciAddress::new(0, 3, 0).unwrap(),
         pci: &board.pci,
