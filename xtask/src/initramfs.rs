@@ -43,12 +43,7 @@ pub(crate) fn standard(busybox: &Path, modules: &Path, scripts: &Path) -> Result
     archive.file("etc/acpi/PWRF/00000080", 0o755, POWER_BUTTON);
     archive.file("init", 0o755, &read(&scripts.join("init"))?);
     archive.file("etc/session", 0o755, &read(&scripts.join("session"))?);
-    let order = read(&modules.join("order"))?;
-    archive.file("modules/order", 0o644, &order);
-    for name in String::from_utf8_lossy(&order).lines() {
-        let file = format!("{name}.ko");
-        archive.file(&format!("modules/{file}"), 0o644, &read(&modules.join(&file))?);
-    }
+    add_modules(&mut archive, modules)?;
     for test in files_in(&scripts.join("tests"))? {
         let name = test.file_name().unwrap_or_default().to_string_lossy();
         archive.file(&format!("tests/{name}"), 0o755, &read(&test)?);
@@ -84,13 +79,35 @@ pub(crate) fn bench_real(busybox: &Path, modules: &Path, init: &Path) -> Result<
         archive.link(&format!("bin/{applet}"), "busybox");
     }
     archive.file("init", 0o755, &read(init)?);
+    add_modules(&mut archive, modules)?;
+    Ok(archive.finish())
+}
+
+/// Content of the initramfs of the guest that measures disks.
+pub(crate) fn bench_io(busybox: &Path, modules: &Path, program: &Path, init: &Path) -> Result<Vec<u8>> {
+    let mut archive = Archive::new();
+    for folder in ["bin", "dev", "proc", "sys", "modules"] {
+        archive.directory(folder);
+    }
+    archive.character_device("dev/console", 0o600, (5, 1));
+    archive.file("bin/busybox", 0o755, &read(busybox)?);
+    for applet in ["sh", "mount", "cat", "insmod", "sleep", "poweroff"] {
+        archive.link(&format!("bin/{applet}"), "busybox");
+    }
+    archive.file("bin/io", 0o755, &read(program)?);
+    archive.file("init", 0o755, &read(init)?);
+    add_modules(&mut archive, modules)?;
+    Ok(archive.finish())
+}
+
+fn add_modules(archive: &mut Archive, modules: &Path) -> Result<()> {
     let order = read(&modules.join("order"))?;
     archive.file("modules/order", 0o644, &order);
     for name in String::from_utf8_lossy(&order).lines() {
         let file = format!("{name}.ko");
         archive.file(&format!("modules/{file}"), 0o644, &read(&modules.join(&file))?);
     }
-    Ok(archive.finish())
+    Ok(())
 }
 
 /// Writes an archive, gzipped, unless the file holds the same already.

@@ -8,7 +8,7 @@ use config::{Config, ConfigError, NodeRef};
 use memory::GuestMemory;
 
 use crate::pci::{PciAddress, PciError, PciFunction, PciHost, hostbridge, lpc};
-use crate::virtio::{blk, rnd};
+use crate::virtio::{blk, rnd, scsi};
 
 /// What a device is built with.
 pub struct BuildContext<'a> {
@@ -79,7 +79,7 @@ impl DeviceError {
     }
 }
 
-const FACTORIES: &[PciFactory] = &[hostbridge::FACTORY, lpc::FACTORY, blk::FACTORY, rnd::FACTORY];
+const FACTORIES: &[PciFactory] = &[hostbridge::FACTORY, lpc::FACTORY, blk::FACTORY, rnd::FACTORY, scsi::FACTORY];
 
 /// Emulations of bhyve that are still to come.
 const NOT_AVAILABLE: &[&str] = &[
@@ -94,7 +94,6 @@ const NOT_AVAILABLE: &[&str] = &[
     "virtio-console",
     "virtio-input",
     "virtio-net",
-    "virtio-scsi",
     "xhci",
 ];
 

@@ -1,8 +1,9 @@
-//! What the guest sees: PCI, chipset, virtio, storage.
+//! What the guest sees: PCI, chipset, SCSI, virtio.
 
 pub mod chipset;
 pub mod factory;
 pub mod pci;
+pub mod scsi;
 #[cfg(test)]
 mod testboard;
 pub mod virtio;

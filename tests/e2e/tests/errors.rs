@@ -126,7 +126,35 @@ fn disks_that_cannot_be_had() {
     attach("", &["No \"path\""]);
     attach("disk,bogus", &["Invalid device option \"bogus\""]);
     attach("disk,sectorsize=100", &["Invalid sector size"]);
+    attach("disk,iops=none", &["iops"]);
+    attach("disk,bps=-1", &["bps"]);
+    attach("disk,aio=native", &["aio", "io_uring", "threads"]);
+    attach("disk,format=vmdk", &["format", "raw", "qcow2"]);
+    attach("disk,format=qcow2", &["cannot use this qcow2 image", "format=raw"]);
+    attach("missing.qcow2", &["Could not open backing file: missing.qcow2", "No such file"]);
+    attach("nbd://localhost:0/x", &["Invalid NBD server \"nbd://localhost:0/x\": bad port"]);
+    attach("nbds://localhost/x", &["TLS"]);
+    attach("nbd+unix:///x", &["the socket is missing", "nbd+unix:///EXPORT?socket=PATH"]);
+    attach("nbd+unix:///x?socket=gone", &["cannot use NBD server nbd+unix:///x?socket=gone", "No such file"]);
+    attach("nbd+unix:///x?socket=disk", &["cannot use NBD server", "Connection refused"]);
+    attach("nbd+unix:///x?socket=gone,format=qcow2", &["format=qcow2 is for files"]);
     refused(folder.path(), &["-s", "3,virtio-blk", "-o", HERE, "vm"], 4, &["No \"path\""]);
+}
+
+#[test]
+fn scsi_disks_that_cannot_be_had() {
+    let folder = folder();
+    let attach = |disks: &str, words: &[&str]| {
+        let slot = format!("3:0,virtio-scsi{disks}");
+        refused(folder.path(), &["-s", &slot, "-o", HERE, "vm"], 4, words);
+    };
+    attach("", &["pci slot 0:3:0", "/dev/cam/ctl is FreeBSD's CAM target layer", "virtio-scsi,/vm/disk.img"]);
+    attach(",/dev/cam/ctl1.2,iid=3", &["/dev/cam/ctl1.2 is FreeBSD's CAM target layer"]);
+    attach(",./missing", &["Could not open backing file: ./missing"]);
+    attach(",./disk,./missing", &["Could not open backing file: ./missing"]);
+    attach(",./disk,./disk", &["./disk: in use by"]);
+    attach(",./disk,bogus", &["Invalid device option \"bogus\""]);
+    attach(",./disk,queues=99", &["queues"]);
 }
 
 #[test]

@@ -4,12 +4,14 @@
 //! |----------|--------------------------------------------------------------------|
 //! | `guest`  | builds the two guests                                               |
 //! | `engine` | the command lines of the machines, and the native runs              |
+//! | `io`     | the guest that measures disks                                      |
 //! | `watch`  | runs one machine: its lines, its times, what it costs the host       |
 //! | `record` | what was measured, by workload and column                           |
 //! | `table`  | ratios, groups and bars; the table and the JSON file                |
 
 mod engine;
 pub(crate) mod guest;
+mod io;
 mod record;
 mod table;
 mod watch;
@@ -36,10 +38,14 @@ pub(crate) struct Options {
     only: Vec<String>,
     smp: bool,
     real: bool,
+    /// Disks instead of programs.
+    io: bool,
     peer: bool,
     json: Option<PathBuf>,
     /// MiB of each guest.
     memory: u32,
+    /// Seconds for each test of a disk.
+    seconds: u32,
     extra: Vec<OsString>,
 }
 
@@ -55,9 +61,11 @@ impl Options {
             only: Vec::new(),
             smp: false,
             real: false,
+            io: false,
             peer: true,
             json: None,
             memory: 512,
+            seconds: 2,
             extra: Vec::new(),
         };
         let end = args.iter().position(|word| word == "--").unwrap_or(args.len());
@@ -72,14 +80,16 @@ impl Options {
                 }
                 Long("smp") => options.smp = true,
                 Long("real") => options.real = true,
+                Long("io") => options.io = true,
                 Long("no-peer") => options.peer = false,
+                Long("seconds") => options.seconds = parser.value()?.parse()?,
                 Long("memory") => options.memory = parser.value()?.parse()?,
                 Long("json") => options.json = Some(parser.value()?.into()),
                 _ => return Err(arg.unexpected().into()),
             }
         }
-        if options.rounds == 0 || options.divisor == 0 || options.memory == 0 {
-            bail!("--rounds, --div and --memory take numbers from 1 on");
+        if [options.rounds, options.divisor, options.memory, options.seconds].contains(&0) {
+            bail!("--rounds, --div, --memory and --seconds take numbers from 1 on");
         }
         options.smp |= options.only.iter().any(|name| in_group(name, "smp"));
         options.real |= options.only.iter().any(|name| in_group(name, "real"));
@@ -146,6 +156,9 @@ pub(crate) fn run(options: Options) -> Result<ExitCode> {
     let program = boot::build()?;
     let qemu = options.peer.then(|| need_tool("qemu-system-x86_64", "qemu-system-x86")).transpose()?;
     let store = Store::open()?;
+    if options.io {
+        return run_io(&options, &store, program, qemu);
+    }
     let small = guest::Small::build(&store)?;
     let real = options.real.then(|| guest::Real::build(&store)).transpose()?;
     drop(store);
@@ -171,10 +184,28 @@ pub(crate) fn run(options: Options) -> Result<ExitCode> {
             }
         }
     }
-    let table = table::Table::new(&record);
+    finish(&options, &record)
+}
+
+/// Measures disks.
+fn run_io(options: &Options, store: &Store, program: PathBuf, qemu: Option<PathBuf>) -> Result<ExitCode> {
+    let bench = io::Bench::build(store, options.seconds, options.memory)?;
+    let mut machines = vec![(Column::Bhyve, program)];
+    machines.extend(qemu.map(|program| (Column::Tcg, program)));
+    let mut record = Record::default();
+    for round in 0..options.rounds {
+        say(&format!("round {} of {}: disks", round + 1, options.rounds));
+        bench.round(&machines, round, &mut record)?;
+    }
+    finish(options, &record)
+}
+
+/// Prints the table, and says whether the results are right.
+fn finish(options: &Options, record: &Record) -> Result<ExitCode> {
+    let table = table::Table::new(record);
     print!("{table}");
     if let Some(path) = &options.json {
-        table::write_json(&record, path)?;
+        table::write_json(record, path)?;
     }
     let wrong = record.mismatches();
     for line in &wrong {

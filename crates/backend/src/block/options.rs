@@ -102,10 +102,18 @@ impl BlockOptions {
     /// # Errors
     /// A key that is none, or with a value that cannot be.
     pub fn from_node(node: &NodeRef<'_>, others: &[&str]) -> Result<Self, BlockError> {
+        let path = node.get_str("path").filter(|path| !path.is_empty()).ok_or(BlockError::NoPath)?;
+        Self::from_node_for(path.into(), node, others)
+    }
+
+    /// As [`from_node`](Self::from_node), for the disk at `path`, whatever the node says of that.
+    ///
+    /// # Errors
+    /// A key that is none, or with a value that cannot be.
+    pub fn from_node_for(path: PathBuf, node: &NodeRef<'_>, others: &[&str]) -> Result<Self, BlockError> {
         if let Some(unknown) = node.keys().find(|key| !KEYS.contains(key) && !others.contains(key)) {
             return Err(BlockError::Option(unknown.into()));
         }
-        let path = PathBuf::from(node.get_str("path").filter(|path| !path.is_empty()).ok_or(BlockError::NoPath)?);
         Ok(Self {
             format: format(node, &path)?,
             nocache: node.bool_or("nocache", false)?,

@@ -137,6 +137,11 @@ fn other_virtio_devices() {
     assert!(parsed("virtio-input", None).is_err());
     check("virtio-scsi", "/dev/cam/ctl1.2,iid=3", "dev=/dev/cam/ctl1.2 iid=3");
     check("virtio-scsi", "dev=/d,bootindex=2", "dev=/d bootindex=2");
+    check(
+        "virtio-scsi",
+        "/a.img,ro,/b.img,nbd://h/x,sectorsize=512/4096",
+        "dev=/a.img lun.1.path=/b.img lun.2.path=nbd://h/x ro=true sectorsize=512/4096",
+    );
 }
 
 #[test]

@@ -52,7 +52,25 @@ pub(super) fn input(node: &mut Node, conf: Option<&str>) -> Result<(), SyntaxErr
     }
 }
 
-/// virtio-scsi: `[DEV][,options]`.
+/// virtio-scsi: `[DEV][,PATH...][,options]`. Words with a slash behind the first are paths of further disks, which become
+/// `lun.1.path` and so on.
 pub(super) fn scsi(node: &mut Node, conf: Option<&str>) -> Result<(), SyntaxError> {
-    if begins_with_option(conf) { options(node, conf) } else { leading(node, "dev", conf) }
+    let is_path = |word: &&str| word.contains('/') && !word.split('/').next().is_some_and(|head| head.contains('='));
+    let mut words: Vec<&str> = conf.unwrap_or_default().split(',').collect();
+    let mut number = 0;
+    let mut paths = Vec::new();
+    words.retain(|word| {
+        let further = number > 0 && is_path(word);
+        number += 1;
+        if further {
+            paths.push(*word);
+        }
+        !further
+    });
+    for (lun, path) in (1..).zip(paths) {
+        node.set(&format!("lun.{lun}.path"), path)?;
+    }
+    let rest = words.join(",");
+    let rest = (!rest.is_empty()).then_some(rest.as_str());
+    if begins_with_option(rest) { options(node, rest) } else { leading(node, "dev", rest) }
 }

@@ -7,7 +7,7 @@
 //! | [`context`] | what a device works with: its queues, the negotiated features, interrupts |
 //! | [`transport`] | the registers in the PCI function's BARs, legacy and modern |
 //! | [`worker`] | a thread that sleeps until a queue has work |
-//! | [`blk`], [`rnd`] | the devices |
+//! | [`blk`], [`rnd`], [`scsi`] | the devices |
 //!
 //! Threads. A doorbell write calls [`VirtioDevice::notify`] on the vCPU thread and returns at once; the work is done on
 //! a [`worker::Worker`] or on the back end's threads. A reset first closes the queues, so that late completions go
@@ -24,6 +24,7 @@ pub mod chain;
 pub mod context;
 pub mod queue;
 pub mod rnd;
+pub mod scsi;
 pub mod transport;
 pub mod worker;
 

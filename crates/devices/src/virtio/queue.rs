@@ -3,6 +3,7 @@
 
 use std::sync::atomic::{AtomicU16, Ordering, fence};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use memory::{GuestMemory, MemoryError};
 use serde::{Deserialize, Serialize};
@@ -202,6 +203,13 @@ impl VirtQueue {
     pub(crate) fn wait_idle(&self) {
         let ring = self.ring();
         drop(self.idle.wait_while(ring, |ring| ring.in_flight > 0));
+    }
+
+    /// As [`wait_idle`](Self::wait_idle), for `time` at most; returns whether it is idle.
+    pub(crate) fn wait_idle_for(&self, time: Duration) -> bool {
+        let ring = self.ring();
+        let waited = self.idle.wait_timeout_while(ring, time, |ring| ring.in_flight > 0);
+        !waited.unwrap_or_else(PoisonError::into_inner).1.timed_out()
     }
 
     /// The next chain the driver made available.

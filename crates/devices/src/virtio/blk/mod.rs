@@ -66,7 +66,7 @@ fn spec(queues: u16) -> VirtioSpec {
 }
 
 /// The serial number of a disk that was given none: it follows from the path, so that a guest finds its disks again.
-fn derived_serial(path: &str) -> String {
+pub(super) fn derived_serial(path: &str) -> String {
     let hash = Md5::digest(path.as_bytes());
     let [a, b, c, d, e, f] = [0, 1, 2, 3, 4, 5].map(|at| hash[at]);
     format!("BHYVE-{a:02X}{b:02X}-{c:02X}{d:02X}-{e:02X}{f:02X}")

@@ -14,6 +14,7 @@ mod state;
 mod tests;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use platform::{AccessSize, Persist, StateError};
 
@@ -26,6 +27,9 @@ use state::TransportState;
 const LEGACY_BAR: usize = 0;
 const MSIX_BAR: usize = 1;
 const MODERN_BAR: usize = 2;
+
+/// How long a reset waits for a device's requests to end before it tells the device again.
+const RESET_AGAIN: Duration = Duration::from_millis(100);
 
 /// Vendor id of all virtio devices.
 pub const VENDOR: u16 = 0x1af4;
@@ -182,7 +186,10 @@ impl VirtioPci {
         }
         self.device.reset();
         for queue in self.context.queues() {
-            queue.wait_idle();
+            // A thread that was looking at a queue may have begun more of it meanwhile.
+            while !queue.wait_idle_for(RESET_AGAIN) {
+                self.device.reset();
+            }
         }
         *registers = Registers::default();
         self.context.clear();
