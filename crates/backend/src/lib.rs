@@ -1,4 +1,5 @@
-//! The host side of devices: block images, terminals.
+//! The host side of devices: disks, SCSI devices, terminals.
 
 pub mod block;
+pub mod scsi_generic;
 pub mod tty;

@@ -4,6 +4,7 @@ use std::error::Error;
 use std::sync::Arc;
 
 use backend::block::BlockError;
+use backend::scsi_generic::ScsiGenericError;
 use config::{Config, ConfigError, NodeRef};
 use memory::GuestMemory;
 
@@ -53,6 +54,9 @@ pub enum DeviceError {
     /// The disk's backing file cannot be used.
     #[error(transparent)]
     Block(#[from] BlockError),
+    /// The host's SCSI device cannot be used.
+    #[error(transparent)]
+    ScsiGeneric(#[from] ScsiGenericError),
     /// The host refused something.
     #[error("cannot {what}")]
     Host {

@@ -66,12 +66,12 @@ impl HostBuffers {
     }
 
     /// The pieces as the kernel takes them. They stay where they are as long as these buffers live.
-    pub(super) fn pieces(&self) -> &[IoVec] {
+    pub(crate) fn pieces(&self) -> &[IoVec] {
         &self.pieces
     }
 
     /// Tells that the pieces were written: code that the guest may have had there is no longer what was decoded.
-    pub(super) fn note_written(&self) {
+    pub(crate) fn note_written(&self) {
         for range in &self.ranges {
             self.memory.pages().note_write(range.start.0, range.size);
         }

@@ -56,6 +56,23 @@ impl Cdb<'_> {
         (at..at + len).fold(0, |number, at| number << 8 | u64::from(self.byte(at)))
     }
 
+    /// Length by the group of the operation code (SPC-4, 4.3.2); variable and reserved ones have what is there.
+    pub fn len(&self) -> usize {
+        match self.opcode() >> 5 {
+            0 => 6,
+            1 | 2 => 10,
+            4 => 16,
+            5 => 12,
+            _ if self.opcode() == 0x7f => usize::from(self.byte(7)) + 8,
+            _ => self.0.len(),
+        }
+    }
+
+    /// Whether there is nothing.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// Operation code.
     pub fn opcode(&self) -> u8 {
         self.byte(0)
@@ -96,6 +113,7 @@ mod tests {
         let long = [0x88, 0, 1, 2, 3, 4, 5, 6, 7, 8, 0, 0, 1, 0, 0, 0];
         assert_eq!(Cdb(&long).extent(), (0x0102_0304_0506_0708, 256));
         assert_eq!(Cdb(&[0x88]).extent(), (0, 0), "what is not there is zero");
+        assert_eq!([0x12, 0x28, 0x5a, 0x88, 0xa8].map(|code| Cdb(&[code]).len()), [6, 10, 10, 16, 12]);
         assert!(Cdb(&[0x28, 8]).fua() && !Cdb(&[0x28]).fua() && !Cdb(&[0x08, 8]).fua());
         assert!(Cdb(&[0x2a, 0x20]).has_protection());
     }

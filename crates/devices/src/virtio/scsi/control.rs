@@ -79,5 +79,5 @@ impl Scsi {
 
 fn reset_unit(unit: &Unit) {
     unit.abort_all();
-    unit.logical.set_attention(Some(Sense::RESET));
+    unit.set_attention(Some(Sense::RESET));
 }

@@ -11,9 +11,9 @@ use super::layout::{
     self, CDB_SIZE, CDB_SIZE_AT, EVENT_PARAM_CHANGE, EVENT_SIZE, EVENTS_MISSED, MAX_CDB_SIZE, MAX_SENSE_SIZE,
     SENSE_SIZE, SENSE_SIZE_AT, address_of,
 };
-use super::target::Target;
+use super::target::{Backing, Target};
 use crate::factory::DeviceError;
-use crate::scsi::{LogicalUnit, Sense};
+use crate::scsi::Sense;
 use crate::virtio::worker::Worker;
 use crate::virtio::{VirtioContext, VirtioDevice, read_structure};
 
@@ -58,11 +58,7 @@ struct State {
 }
 
 impl Scsi {
-    pub(super) fn new(
-        context: Arc<VirtioContext>,
-        units: Vec<LogicalUnit>,
-        queues: u16,
-    ) -> Result<Arc<Self>, DeviceError> {
+    pub(super) fn new(context: Arc<VirtioContext>, units: Vec<Backing>, queues: u16) -> Result<Arc<Self>, DeviceError> {
         let address = context.address();
         let name = format!("scsi-{}:{}", address.slot, address.func);
         let slot: Arc<Mutex<Weak<Self>>> = Arc::default();
@@ -77,6 +73,7 @@ impl Scsi {
             worker.map_err(|source| DeviceError::Host { what: "start the thread of virtio-scsi".into(), source })?;
         let device = Arc::new_cyclic(|this: &Weak<Self>| {
             for (lun, unit) in (0..).zip(&units) {
+                let Backing::Disk(unit) = unit else { continue };
                 let this = this.clone();
                 unit.disk().on_resize(Box::new(move || {
                     if let Some(device) = this.upgrade() {
@@ -124,7 +121,7 @@ impl Scsi {
     /// The disk of a unit has another size now.
     fn resized(&self, lun: u16) {
         if let Some(unit) = self.target.units.get(usize::from(lun)) {
-            unit.logical.set_attention(Some(Sense::CAPACITY_CHANGED));
+            unit.set_attention(Some(Sense::CAPACITY_CHANGED));
         }
         if self.context.has(scsi_feature::CHANGE) {
             let mut events = self.events.lock().unwrap_or_else(PoisonError::into_inner);
@@ -191,7 +188,7 @@ impl VirtioDevice for Scsi {
             return;
         }
         let this = self.this.clone();
-        unit.logical.disk().defer(move || {
+        unit.executor().defer(move || {
             if let Some(this) = this.upgrade() {
                 this.serve(index);
             }
@@ -210,9 +207,9 @@ impl Persist for Scsi {
 
     fn save(&self) -> Result<Vec<u8>, StateError> {
         self.worker.wait_idle();
-        self.target.units.iter().for_each(|unit| unit.logical.disk().wait_idle());
+        self.target.units.iter().for_each(|unit| unit.executor().wait_idle());
         let (sense_size, cdb_size) = self.sizes();
-        let attentions = self.target.units.iter().map(|unit| unit.logical.pending_attention()).collect();
+        let attentions = self.target.units.iter().map(|unit| unit.attention()).collect();
         let state = State { sense_size: sense_size as u32, cdb_size: cdb_size as u32, attentions };
         platform::state::encode(self.kind(), &state)
     }
@@ -226,20 +223,20 @@ impl Persist for Scsi {
         self.sense_size.store(state.sense_size, Ordering::Relaxed);
         self.cdb_size.store(state.cdb_size, Ordering::Relaxed);
         for (unit, attention) in units.iter().zip(state.attentions) {
-            unit.logical.set_attention(attention);
+            unit.set_attention(attention);
         }
         Ok(())
     }
 
     fn reset(&self) {
         for unit in &self.target.units {
-            unit.logical.disk().cancel_queued();
+            unit.executor().cancel_queued();
         }
         *self.events.lock().unwrap_or_else(PoisonError::into_inner) = Events::default();
         self.sense_size.store(SENSE_SIZE, Ordering::Relaxed);
         self.cdb_size.store(CDB_SIZE, Ordering::Relaxed);
         for unit in &self.target.units {
-            unit.logical.set_attention(Some(Sense::RESET));
+            unit.set_attention(Some(Sense::RESET));
         }
     }
 }

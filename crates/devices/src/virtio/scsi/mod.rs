@@ -1,4 +1,5 @@
-//! `virtio-scsi`: a SCSI host adapter with one target (virtio 1.2, 5.6), whose logical units are disks of the host.
+//! `virtio-scsi`: a SCSI host adapter with one target (virtio 1.2, 5.6), whose logical units are disks, or SCSI devices
+//! of the host (`/dev/sgN`) to which commands are passed on.
 //!
 //! bhyve hands commands to FreeBSD's CAM target layer, which no other system has; here the target is in this process.
 //!
@@ -22,6 +23,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use backend::block::{BlockOptions, Disk};
+use backend::scsi_generic::ScsiGeneric;
 use config::NodeRef;
 use md5::{Digest, Md5};
 
@@ -31,6 +33,7 @@ use crate::pci::{PciFunction, regs};
 use crate::scsi::LogicalUnit;
 use crate::scsi::inquiry::Identity;
 use device::{OTHER_QUEUES, Scsi};
+use target::Backing;
 
 /// How to make a SCSI host adapter.
 pub const FACTORY: PciFactory = PciFactory {
@@ -52,12 +55,26 @@ fn build(context: &BuildContext<'_>, node: &NodeRef<'_>) -> Result<Arc<PciFuncti
     let queues = node.int_or("queues", 1..=MAX_QUEUES, 1)?;
     let mut units = Vec::new();
     for (lun, path) in paths.into_iter().enumerate() {
-        let options = BlockOptions::from_node_for(path, node, KEYS)?;
         let name = format!("scsi-{}:{}.{lun}", context.address.slot, context.address.func);
+        if ScsiGeneric::is_one(&path) {
+            units.push(pass_through(context, path, &name)?);
+            continue;
+        }
+        let options = BlockOptions::from_node_for(path, node, KEYS)?;
         let disk = Disk::open(&options, context.memory.clone(), &name)?;
-        units.push(LogicalUnit::new(disk, &options, identity(&options.path.to_string_lossy())));
+        let identity = identity(&options.path.to_string_lossy());
+        units.push(Backing::Disk(LogicalUnit::new(disk, &options, identity)));
     }
     transport::build(context, spec(queues), |virtio| Scsi::new(virtio, units, queues))
+}
+
+/// A SCSI device of the host as a unit.
+fn pass_through(context: &BuildContext<'_>, path: PathBuf, name: &str) -> Result<Backing, DeviceError> {
+    let device = Arc::new(ScsiGeneric::open(&path)?);
+    let text = path.display().to_string();
+    let executor = Disk::with_image(device.clone(), context.memory.clone(), name, text)
+        .map_err(|source| DeviceError::Host { what: format!("start a thread for {}", path.display()), source })?;
+    Ok(Backing::Host(device, executor))
 }
 
 /// The disks: `dev`, then `lun.1.path` and so on.

@@ -3,11 +3,12 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use backend::block::{IoError, Operation, Request};
+use backend::block::{Disk, HostBuffers, IoError, Operation, Request};
+use backend::scsi_generic::ScsiGeneric;
 
 use super::device::Scsi;
 use super::layout::{Address, HEADER_LEN, RESPONSE_LEN, Response};
-use super::target::Unit;
+use super::target::{Backing, Unit};
 use crate::scsi::cdb::{Cdb, opcode};
 use crate::scsi::unit::Command;
 use crate::scsi::{Outcome, Sense, inquiry, status};
@@ -39,7 +40,7 @@ impl Scsi {
         let offered = out.len() + input.len();
         let reply = Reply { chain, response, offered, to_driver: !input.is_empty(), task: None };
         if !complete {
-            return self.answer(reply, Response::Failure, status::GOOD, None, 0);
+            return self.answer(reply, Response::Failure, status::GOOD, &[], 0);
         }
         let (header, cdb) = bytes.split_at(HEADER_LEN);
         let mut address = [0; 8];
@@ -49,17 +50,25 @@ impl Scsi {
         let command = Command { cdb: Cdb(cdb), out, input, memory };
         match self.target.unit(address) {
             Some(unit) => self.on_unit(unit, tag, command, reply),
-            None if address == Address::Nobody => self.answer(reply, Response::BadTarget, status::GOOD, None, 0),
+            None if address == Address::Nobody => self.answer(reply, Response::BadTarget, status::GOOD, &[], 0),
             None => self.on_nothing(&command, reply),
         }
     }
 
     fn on_unit(self: &Arc<Self>, unit: &Unit, tag: u64, command: Command<'_>, mut reply: Reply) {
+        let logical = match &unit.backing {
+            Backing::Disk(logical) => logical,
+            Backing::Host(device, executor) => {
+                unit.begin_task(tag);
+                reply.task = Some((unit.lun, tag));
+                return self.pass_on(device.clone(), executor, command, reply);
+            }
+        };
         let input = command.input.clone();
-        match unit.logical.start(command, &self.target.luns) {
+        match logical.start(command, &self.target.luns) {
             Outcome::Data(data) => self.answer_data(reply, &input, &data),
             Outcome::Failed(sense) => self.check_condition(reply, sense),
-            Outcome::Overrun => self.answer(reply, Response::Overrun, status::GOOD, None, 0),
+            Outcome::Overrun => self.answer(reply, Response::Overrun, status::GOOD, &[], 0),
             Outcome::Disk { operations, moved, writes } => {
                 unit.begin_task(tag);
                 reply.task = Some((unit.lun, tag));
@@ -67,6 +76,31 @@ impl Scsi {
                 progress.go_on(reply);
             }
         }
+    }
+
+    /// Has a device of the host do a command.
+    fn pass_on(self: &Arc<Self>, device: Arc<ScsiGeneric>, executor: &Disk, command: Command<'_>, reply: Reply) {
+        let memory = command.memory;
+        let buffers = |ranges: Buffers| HostBuffers::new(memory, ranges.into_ranges());
+        let offered = reply.offered;
+        // The chain's buffers were checked to be in RAM.
+        let (Ok(out), Ok(input)) = (buffers(command.out), buffers(command.input)) else {
+            return self.check_condition(reply, Sense::DATA_PHASE_ERROR);
+        };
+        // The device wants no more bytes than the command has.
+        let cdb = command.cdb.0[..command.cdb.len().min(command.cdb.0.len())].to_vec();
+        let scsi = self.clone();
+        executor.defer(move || match device.execute(&cdb, &out, &input) {
+            Ok(ended) if ended.delivered => {
+                let moved = offered.saturating_sub(ended.residual.into());
+                scsi.answer(reply, Response::Ok, ended.status, &ended.sense, moved);
+            }
+            Ok(_) => scsi.answer(reply, Response::Failure, status::GOOD, &[], 0),
+            Err(why) => {
+                scsi.context.warn_once(&format!("the host does not pass a command on: {why}"));
+                scsi.check_condition(reply, Sense::INVALID_FIELD);
+            }
+        });
     }
 
     /// What a unit that is not there answers (SPC-4, 6.33; SAM-5, 4.6.4).
@@ -90,21 +124,20 @@ impl Scsi {
     fn answer_data(&self, reply: Reply, input: &Buffers, data: &[u8]) {
         match input.write(self.context.memory(), data) {
             Ok(written) if written == data.len() => {
-                self.answer(reply, Response::Ok, status::GOOD, None, written as u64);
+                self.answer(reply, Response::Ok, status::GOOD, &[], written as u64);
             }
-            _ => self.answer(reply, Response::Overrun, status::GOOD, None, 0),
+            _ => self.answer(reply, Response::Overrun, status::GOOD, &[], 0),
         }
     }
 
     fn check_condition(&self, reply: Reply, sense: Sense) {
-        self.answer(reply, Response::Ok, status::CHECK_CONDITION, Some(sense), 0);
+        self.answer(reply, Response::Ok, status::CHECK_CONDITION, &sense.to_bytes(), 0);
     }
 
     /// Writes the response and gives the chain back; `moved` bytes of data went either way.
-    fn answer(&self, reply: Reply, response: Response, status: u8, sense: Option<Sense>, moved: u64) {
-        let sense_bytes = sense.map(Sense::to_bytes);
+    fn answer(&self, reply: Reply, response: Response, status: u8, sense: &[u8], moved: u64) {
         let room = (reply.response.len() as usize).saturating_sub(RESPONSE_LEN);
-        let sense_bytes = sense_bytes.as_ref().map_or(&[][..], |bytes| &bytes[..bytes.len().min(room)]);
+        let sense_bytes = &sense[..sense.len().min(room)];
         let residual = u32::try_from(reply.offered.saturating_sub(moved)).unwrap_or(u32::MAX);
         let mut bytes = Vec::with_capacity(RESPONSE_LEN + sense_bytes.len());
         bytes.extend((sense_bytes.len() as u32).to_le_bytes());
@@ -153,19 +186,19 @@ impl Progress {
     fn go_on(mut self, reply: Reply) {
         let Some(operation) = self.operations.pop_front() else {
             let moved = self.moved;
-            return self.scsi.answer(reply, Response::Ok, status::GOOD, None, moved);
+            return self.scsi.answer(reply, Response::Ok, status::GOOD, &[], moved);
         };
         let scsi = self.scsi.clone();
         let Some(unit) = reply.task.and_then(|(lun, _)| scsi.target.units.get(usize::from(lun))) else { return };
         let done = Box::new(move |result| self.after(reply, result));
-        unit.logical.disk().submit(Request { operation, done });
+        unit.executor().submit(Request { operation, done });
     }
 
     fn after(self, reply: Reply, result: Result<(), IoError>) {
         let sense = match result {
             Ok(()) => return self.go_on(reply),
             Err(IoError::Cancelled) if self.scsi.is_aborting(&reply) => {
-                return self.scsi.answer(reply, Response::Aborted, status::GOOD, None, 0);
+                return self.scsi.answer(reply, Response::Aborted, status::GOOD, &[], 0);
             }
             // Only a reset of the device cancels otherwise, and then the driver has forgotten the command.
             Err(IoError::Cancelled) => return self.scsi.forget(reply),

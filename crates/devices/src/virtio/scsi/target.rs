@@ -2,18 +2,29 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use super::layout::Address;
-use crate::scsi::LogicalUnit;
+use backend::block::Disk;
+use backend::scsi_generic::ScsiGeneric;
+
+use crate::scsi::{LogicalUnit, Sense};
 
 /// Where REPORT LUNS has the number of bytes that follow, and where units begin.
 const LIST_HEADER: usize = 8;
 
+/// What is behind a logical unit.
+pub(super) enum Backing {
+    /// A disk, whose commands are answered here.
+    Disk(LogicalUnit),
+    /// A SCSI device of the host, which answers itself; the other value has the threads that wait for it.
+    Host(Arc<ScsiGeneric>, Disk),
+}
+
 /// A logical unit with its tasks.
 pub(super) struct Unit {
     pub(super) lun: u16,
-    pub(super) logical: LogicalUnit,
+    pub(super) backing: Backing,
     /// How many tasks have each tag. Drivers make tags unique; hostile ones need not.
     tasks: Mutex<HashMap<u64, u32>>,
     ended: Condvar,
@@ -22,8 +33,31 @@ pub(super) struct Unit {
 }
 
 impl Unit {
-    pub(super) fn new(lun: u16, logical: LogicalUnit) -> Self {
-        Self { lun, logical, tasks: Mutex::default(), ended: Condvar::new(), aborting: AtomicBool::new(false) }
+    pub(super) fn new(lun: u16, backing: Backing) -> Self {
+        Self { lun, backing, tasks: Mutex::default(), ended: Condvar::new(), aborting: AtomicBool::new(false) }
+    }
+
+    /// What does its work.
+    pub(super) fn executor(&self) -> &Disk {
+        match &self.backing {
+            Backing::Disk(logical) => logical.disk(),
+            Backing::Host(_, executor) => executor,
+        }
+    }
+
+    /// What the driver will be told at its next command.
+    pub(super) fn attention(&self) -> Option<Sense> {
+        match &self.backing {
+            Backing::Disk(logical) => logical.pending_attention(),
+            Backing::Host(..) => None,
+        }
+    }
+
+    /// Has the driver told something at its next command. A device of the host does that itself.
+    pub(super) fn set_attention(&self, sense: Option<Sense>) {
+        if let Backing::Disk(logical) = &self.backing {
+            logical.set_attention(sense);
+        }
     }
 
     fn tasks(&self) -> MutexGuard<'_, HashMap<u64, u32>> {
@@ -67,7 +101,7 @@ impl Unit {
     /// Ends all tasks: those not begun are dropped, the others awaited.
     pub(super) fn abort_all(&self) {
         self.aborting.store(true, Ordering::SeqCst);
-        self.logical.disk().cancel_queued();
+        self.executor().cancel_queued();
         self.aborting.store(false, Ordering::SeqCst);
         drop(self.ended.wait_while(self.tasks(), |tasks| !tasks.is_empty()));
     }
@@ -82,8 +116,8 @@ pub(super) struct Target {
 
 impl Target {
     /// A target with the units numbered from 0.
-    pub(super) fn new(units: Vec<LogicalUnit>) -> Self {
-        let units: Vec<_> = (0..).zip(units).map(|(lun, logical)| Unit::new(lun, logical)).collect();
+    pub(super) fn new(units: Vec<Backing>) -> Self {
+        let units: Vec<_> = (0..).zip(units).map(|(lun, backing)| Unit::new(lun, backing)).collect();
         let mut luns = vec![0; LIST_HEADER + 8 * units.len()];
         luns[..4].copy_from_slice(&(8 * units.len() as u32).to_be_bytes());
         for (unit, place) in units.iter().zip(luns[LIST_HEADER..].chunks_exact_mut(8)) {

@@ -364,6 +364,7 @@ fn options_that_make_no_sense_are_refused_in_one_line() {
     };
     assert!(line(&[]).contains("/dev/cam/ctl is FreeBSD's"));
     assert!(line(&[("pci.0.3.0.dev", "/dev/cam/ctl1.2")]).contains("name image files"));
+    assert!(line(&[("pci.0.3.0.dev", "/dev/sg999")]).contains("Could not open SCSI device /dev/sg999"));
     assert!(line(&[("pci.0.3.0.dev", "/nowhere")]).contains("Could not open backing file: /nowhere"));
     let b = Bench::new(1, &[]);
     let path = b.paths[0].to_str().unwrap();
