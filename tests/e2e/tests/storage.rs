@@ -119,7 +119,7 @@ fn what_was_flushed_survives_the_death_of_server_and_vm() {
     let mut guest = machine.boot();
     prepare(&mut guest);
     for (seed, disk) in DISKS.iter().enumerate() {
-        guest.shell(&format!("python3 /run/s.py write {disk} {seed} &"));
+        guest.shell(&format!("(python3 /run/s.py write {disk} {seed} &)"));
     }
     let reach = |guest: &mut Guest, batches: u64| {
         for disk in DISKS {
