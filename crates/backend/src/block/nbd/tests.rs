@@ -116,7 +116,9 @@ fn serve(mut stream: UnixStream, store: &Mutex<Store>, behaviour: Behaviour) -> 
         }
         if behaviour.mute {
             // Until the client has had enough.
-            return stream.read_exact(&mut [0]);
+            loop {
+                stream.read_exact(&mut [0])?;
+            }
         }
         let mut store = store.lock().unwrap();
         let (sector, sectors) = (offset / 512, len / 512);
