@@ -272,15 +272,25 @@ impl Tables {
         }
     }
 
-    /// Takes away the write permission of entries that map guest-physical page `phys`.
-    pub(crate) fn protect_code(&mut self, phys: u64) {
-        let spaces = self.spaces.iter_mut().flat_map(|space| &mut space.pages);
-        spaces.filter(|page| page.phys == phys & !0xfff).for_each(|page| page.writable = false);
+    /// Takes away the write permission of entries that map guest-physical page `phys`; tells `others` the pages of the other
+    /// entries that allow writes.
+    pub(crate) fn protect_code(&mut self, phys: u64, mut others: impl FnMut(u64)) {
+        for page in self.spaces.iter_mut().flat_map(|space| &mut space.pages).filter(|page| page.writable) {
+            if page.phys == phys & !0xfff {
+                page.writable = false;
+            } else {
+                others(page.phys);
+            }
+        }
         for list in 0..2 {
             for i in 0..self.filled[list].len() {
                 let slot = self.filled[list][i] as usize;
-                if self.info[slot] & !0xfff == phys & !0xfff {
-                    self.set(table::write(slot / ENTRIES), slot % ENTRIES, Self::nowhere(slot % ENTRIES));
+                let (offset, index) = (table::write(slot / ENTRIES), slot % ENTRIES);
+                let page = self.info[slot] & !0xfff;
+                if page == phys & !0xfff {
+                    self.set(offset, index, Self::nowhere(index));
+                } else if self.get(offset, index) != Self::nowhere(index) {
+                    others(page);
                 }
             }
         }
@@ -411,7 +421,9 @@ mod tests {
         fill(&mut tables);
         tables.switch_space(3, 4, true);
         assert!(!readable(&tables, 0x1000) && tables.find_jump(1, 0x1004) == 0);
-        tables.protect_code(0x9000);
+        let mut others = Vec::new();
+        tables.protect_code(0x9000, |page| others.push(page));
+        assert_eq!(others, [0xa000]);
         tables.switch_space(4, 3, true);
         assert!(readable(&tables, 0x1000) && !writable(&tables, 0x1000) && writable(&tables, 0x2000));
         assert!(!readable(&tables, 0xffff_8000_0000_5000), "the upper half belongs to all");
@@ -450,7 +462,7 @@ mod tests {
         assert!(hits(&tables, 0, 0x1ff8, 8, table::write) && !hits(&tables, 0, 0x1ff9, 8, table::write));
         assert!(!hits(&tables, 0, 0xffff_8000_0000_2000, 1, table::write));
         assert!(!hits(&tables, 1, 0x1ff8, 8, table::read), "another mode");
-        tables.protect_code(0x9123);
+        tables.protect_code(0x9123, |_| ());
         assert!(!hits(&tables, 0, 0x1000, 1, table::write) && hits(&tables, 0, 0x1000, 1, table::read));
         tables.flush_non_global();
         assert!(!hits(&tables, 0, 0x1000, 1, table::read));

@@ -56,6 +56,29 @@ fn place(slot: u16) -> (usize, usize) {
     ((usize::from(slot) / ENTRIES) & 3, usize::from(slot) % ENTRIES)
 }
 
+/// Which guest-physical pages may have an entry that allows writes, by a hash: most pages that become code have none, and
+/// need no search.
+struct Writable(Box<[u64; 1024]>);
+
+impl Writable {
+    fn place(phys: u64) -> (usize, u64) {
+        let page = phys >> 12;
+        let bit = page ^ page >> 16;
+        ((bit >> 6) as usize & 1023, 1 << (bit & 63))
+    }
+    fn insert(&mut self, phys: u64) {
+        let (word, bit) = Self::place(phys);
+        self.0[word] |= bit;
+    }
+    fn contains(&self, phys: u64) -> bool {
+        let (word, bit) = Self::place(phys);
+        self.0[word] & bit != 0
+    }
+    fn clear(&mut self) {
+        self.0.fill(0);
+    }
+}
+
 /// The tables of one vCPU.
 pub(crate) struct Tlb {
     entries: Tables4,
@@ -68,6 +91,8 @@ pub(crate) struct Tlb {
     large: Box<[u64; 64]>,
     /// Slots (table, entry) filled since the last flush.
     slots: Vec<u16>,
+    /// Covers all entries, those of emitted code, too.
+    writable: Writable,
     /// The tables of emitted code, filled and flushed together with these.
     tables: Option<Tables>,
     /// Another set of entries, and the generation it belongs to; see [`Tlb::exchange`].
@@ -87,6 +112,7 @@ impl Tlb {
             filled: false,
             large: Box::new([0; 64]),
             slots: Vec::new(),
+            writable: Writable(Box::new([0; 1024])),
             tables: None,
             spare: None,
             exchanged: false,
@@ -145,6 +171,9 @@ impl Tlb {
             self.slots.push(slot as u16);
         }
         *target = entry;
+        if entry.write != INVALID || entry.untouched {
+            self.writable.insert(entry.phys);
+        }
         self.mirror(linear);
     }
 
@@ -152,6 +181,7 @@ impl Tlb {
     pub(crate) fn flush_all(&mut self) {
         self.flushes[0] += 1;
         self.generation += 1;
+        self.writable.clear();
         if self.filled {
             for slot in self.slots.drain(..) {
                 self.entries[place(slot).0][place(slot).1] = EMPTY;
@@ -218,20 +248,32 @@ impl Tlb {
     /// Takes away the fast write permission of every entry that maps guest-physical page `phys`, because the page
     /// holds code from now on.
     pub(crate) fn protect_code(&mut self, phys: u64) {
-        for &slot in &self.slots {
-            let entry = &mut self.entries[place(slot).0][place(slot).1];
-            if entry.phys == phys {
-                entry.write = INVALID;
-                entry.untouched = false;
+        if !self.writable.contains(phys) {
+            return;
+        }
+        // Whoever searches finds out what is still there.
+        self.writable.clear();
+        let spare = self.spare.as_mut().map(|(entries, slots, _)| (entries, &*slots));
+        for (entries, slots) in [Some((&mut self.entries, &self.slots)), spare].into_iter().flatten() {
+            for &slot in slots {
+                let entry = &mut entries[place(slot).0][place(slot).1];
+                if entry.phys == phys {
+                    entry.write = INVALID;
+                    entry.untouched = false;
+                } else if entry.write != INVALID || entry.untouched {
+                    self.writable.insert(entry.phys);
+                }
             }
         }
         if let Some(tables) = self.tables.as_mut() {
-            tables.protect_code(phys);
+            let writable = &mut self.writable;
+            tables.protect_code(phys, |phys| writable.insert(phys));
         }
     }
 
     /// Takes away every fast write permission; the next write to each page looks again.
     pub(crate) fn flush_writes(&mut self) {
+        self.writable.clear();
         for &slot in &self.slots {
             let entry = &mut self.entries[place(slot).0][place(slot).1];
             entry.write = INVALID;
