@@ -110,7 +110,8 @@ impl Values {
             return Some(base);
         }
         let index = if indexed { self.get(usize::from(op.index)) } else { Value { root: NOTHING, offset: 0 } };
-        let key = (base.root, index.root, op.scale, segment);
+        let scale = op.scale & 3;
+        let key = (base.root, index.root, scale, segment);
         let root = match self.sums.iter().find(|(sum, _)| *sum == key) {
             Some((_, root)) => *root,
             None => {
@@ -119,7 +120,7 @@ impl Values {
                 root
             }
         };
-        Some(Value { root, offset: base.offset.wrapping_add(index.offset << op.scale) })
+        Some(Value { root, offset: base.offset.wrapping_add(index.offset << scale) })
     }
 
     /// Follows an instruction.
