@@ -105,8 +105,9 @@ mod mask {
     pub(super) const LEAF7_1_EAX: u32 = bits(&[0, 1, 2, 4, 5, 10, 11, 12, 23]);
     /// AVX-VNNI-INT8, AVX-NE-CONVERT, AVX-VNNI-INT16.
     pub(super) const LEAF7_1_EDX: u32 = bits(&[4, 5, 10]);
-    /// LAHF in long mode, CMP legacy, CR8 legacy, ABM, SSE4A, misaligned SSE, PREFETCHW, XOP, FMA4.
-    pub(super) const EXT1_ECX: u32 = bits(&[0, 1, 4, 5, 6, 7, 8, 11, 16]);
+    /// LAHF in long mode, CMP legacy, CR8 legacy, ABM, SSE4A, misaligned SSE, PREFETCHW, XOP, FMA4,
+    /// topology extensions.
+    pub(super) const EXT1_ECX: u32 = bits(&[0, 1, 4, 5, 6, 7, 8, 11, 16, 22]);
     /// SYSCALL, NX, MMXEXT, 1 GB pages, RDTSCP, long mode, and AMD's copies of leaf 1.
     pub(super) const EXT1_EDX: u32 =
         bits(&[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 13, 14, 15, 16, 17, 20, 22, 23, 24, 26, 27, 29]);
@@ -204,11 +205,31 @@ impl Features {
             if regs[0] & 31 == 0 {
                 break;
             }
-            let shared = if regs[0] >> 5 & 7 >= 3 { place.cores * place.threads } else { place.threads };
-            regs[0] =
-                regs[0] & 0x3fff | (shared.next_power_of_two() - 1) << 14 | (place.cores.next_power_of_two() - 1) << 26;
+            let sharing = cache_sharing(place, regs[0]).next_power_of_two() - 1;
+            regs[0] = regs[0] & 0x3fff | sharing << 14 | (place.cores.next_power_of_two() - 1) << 26;
             self.add(4, Some(index), regs);
         }
+    }
+
+    /// AMD's leaves of the topology extensions (APM vol. 3, Fn8000_001D and Fn8000_001E): caches and ids.
+    fn add_topology_extensions(&mut self, place: Placement, cpuid: &impl Fn(u32, u32) -> [u32; 4]) {
+        if self.leaf(0x8000_0001, 0)[2] >> 22 & 1 == 0 {
+            return;
+        }
+        for index in 0..8 {
+            let mut regs = cpuid(0x8000_001d, index);
+            if regs[0] & 31 == 0 {
+                break;
+            }
+            regs[0] = regs[0] & 0x3fff | (cache_sharing(place, regs[0]) - 1).min(0xfff) << 14;
+            self.add(0x8000_001d, Some(index), regs);
+        }
+        let thread_bits = place.threads.next_power_of_two().trailing_zeros();
+        let core_bits = place.cores.next_power_of_two().trailing_zeros();
+        let core = place.apic_id >> thread_bits & ((1 << core_bits) - 1);
+        let socket = place.apic_id >> (thread_bits + core_bits);
+        let threads = (place.threads - 1).min(0xff);
+        self.add(0x8000_001e, None, [place.apic_id, threads << 8 | core & 0xff, socket & 0xff, 0]);
     }
 
     fn add_topology_leaf_b(&mut self, place: Placement) {
@@ -287,6 +308,7 @@ impl Features {
             for function in [0x8000_0019, 0x8000_001a] {
                 self.add(function, None, cpuid(function, 0));
             }
+            self.add_topology_extensions(place, cpuid);
             // This CPU does not speculate, so a guest need not look for the microcode that mends the host's.
             self.add(0x8000_0021, None, [mask::EXT21_EAX, 0, mask::EXT21_ECX, 0]);
         }
@@ -314,6 +336,12 @@ impl Features {
             | has(seven_ebx, 20, cr4::SMAP)
             | has(seven_ecx, 2, cr4::UMIP)
     }
+}
+
+/// How many of the guest's threads share a cache, of which `eax` of the cache leaf is given: those of a core, or of the socket
+/// from level 3.
+fn cache_sharing(place: Placement, eax: u32) -> u32 {
+    if eax >> 5 & 7 >= 3 { place.cores * place.threads } else { place.threads }
 }
 
 /// The host's CPUID.
@@ -385,5 +413,22 @@ mod tests {
         assert_eq!(model.leaf(0xb, 0)[..2], [1, 2]);
         assert_eq!(model.leaf(0xb, 1)[..2], [3, 8]);
         assert_eq!(model.leaf(0xb, 1)[3], 5);
+    }
+
+    #[test]
+    fn amd_has_its_own_topology_leaves() {
+        let l3 = 3 | 3 << 5 | 7 << 14;
+        let host = |function, index| match (function, index) {
+            (0 | 0x8000_0000, _) => [0x8000_0021, 0x6874_7541, 0, 0],
+            (0x8000_0001, _) => [0, 0, 1 << 22, 0],
+            (0x8000_001d, 0) => [1 | 1 << 5, 7 << 22 | 63, 63, 0],
+            (0x8000_001d, 1) => [l3, 0, 0, 0],
+            _ => [0; 4],
+        };
+        let model = Features::from_host(PLACE, host);
+        let sharing = |index| (model.leaf(0x8000_001d, index)[0] >> 14 & 0xfff) + 1;
+        assert_eq!((sharing(0), sharing(1)), (2, 8));
+        // Thread 1 of core 2 of socket 0.
+        assert_eq!(model.leaf(0x8000_001e, 0), [5, 1 << 8 | 2, 0, 0]);
     }
 }
