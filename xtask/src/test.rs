@@ -12,7 +12,7 @@ use crate::process::{cargo, find_tool, run as run_to_end, run_watched, say};
 use crate::{boot, layout};
 
 /// Programs that the tests need, and the Debian packages that have them.
-const TOOLS: [(&str, &str); 10] = [
+const TOOLS: [(&str, &str); 12] = [
     ("mke2fs", "e2fsprogs"),
     ("e2fsck", "e2fsprogs"),
     ("dpkg-deb", "dpkg"),
@@ -23,6 +23,8 @@ const TOOLS: [(&str, &str); 10] = [
     ("mcopy", "mtools"),
     ("qemu-img", "qemu-utils"),
     ("qemu-nbd", "qemu-utils"),
+    ("swtpm", "swtpm"),
+    ("iasl", "acpica-tools"),
 ];
 
 /// How one step went, for the summary.

@@ -19,6 +19,16 @@ pub struct Board {
     pub lpc: Option<Lpc>,
     /// The HPET, by the low half of its capabilities register.
     pub hpet: Option<u32>,
+    /// There is a QEMU-style fw_cfg device.
+    pub fw_cfg: bool,
+    /// There is a TPM 2.0 with a CRB.
+    pub tpm: bool,
+    /// There is a VM generation counter: this value, at [`GENERATION_ID_BASE`](crate::GENERATION_ID_BASE).
+    pub generation_id: Option<[u8; 16]>,
+    /// Memory domains (`-n`), in the order of the addresses that they get; empty if there is but one.
+    pub numa: Vec<NumaDomain>,
+    /// What each core or socket has as caches.
+    pub caches: Vec<Cache>,
     /// Write ACPI tables.
     pub acpi: bool,
     /// Write an MP table (not with `-Y`).
@@ -38,6 +48,39 @@ pub struct Topology {
     pub cores: u32,
     /// Threads in a core.
     pub threads: u32,
+}
+
+/// A memory domain of the guest.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct NumaDomain {
+    /// Bytes of RAM.
+    pub size: u64,
+    /// Indices of its vCPUs.
+    pub cpus: Vec<u32>,
+}
+
+/// A processor cache.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Cache {
+    /// 1–3.
+    pub level: u8,
+    /// What it holds.
+    pub kind: CacheKind,
+    /// Bytes.
+    pub size: u64,
+    /// Ways; 0 if it is fully associative.
+    pub ways: u32,
+}
+
+/// What a cache holds.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum CacheKind {
+    /// Data alone.
+    Data,
+    /// Instructions alone.
+    Instruction,
+    /// Both.
+    Unified,
 }
 
 /// A PCI root bus.

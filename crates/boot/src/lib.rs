@@ -14,10 +14,10 @@ mod e820;
 mod load;
 mod tables;
 
-pub use board::{Board, InterruptRoute, Lpc, PciBus, SmbiosStrings, Topology, Window};
+pub use board::{Board, Cache, CacheKind, InterruptRoute, Lpc, NumaDomain, PciBus, SmbiosStrings, Topology, Window};
 pub use e820::{E820Entry, E820Kind, e820};
 pub use load::{BootError, Role, load};
-pub use tables::{ACPI_BASE, MPTABLE_BASE, SMBIOS_BASE, TableError, write_tables};
+pub use tables::{ACPI_BASE, GENERATION_ID_BASE, MPTABLE_BASE, SMBIOS_BASE, TableError, write_tables};
 
 #[cfg(test)]
 mod fixture;

@@ -66,7 +66,8 @@ pub fn domains(config: &Config, memory: u64) -> Result<Vec<NumaDomain>, ConfigEr
     if !config.bool_or("acpi_tables", true)? {
         return Err(ConfigError::Numa("NUMA emulation requires ACPI".into()));
     }
-    if lpc::bootrom(config).is_none() {
+    // A kernel that is started directly gets its tables without firmware.
+    if lpc::bootrom(config).is_none() && config.get_str("kernel.image").is_none() {
         return Err(ConfigError::Numa("NUMA emulation requires a boot ROM: give one with -l bootrom".into()));
     }
     let sizes: Vec<Option<u64>> = nodes.iter().map(size).collect::<Result<_, _>>()?;
@@ -208,6 +209,8 @@ mod tests {
         let mut config = Config::with_defaults(NoWarnings);
         config.set("domains.0.cpus", "0").unwrap();
         assert_eq!(domains(&config, GIB).unwrap_err().exit_code(), 64);
+        config.set("kernel.image", "/vmlinuz").unwrap();
+        assert_eq!(domains(&config, GIB).unwrap().len(), 1, "or a kernel");
     }
 
     #[test]

@@ -3,12 +3,15 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use backend::tpm::TpmError;
 use backend::tty::{SerialBackend, Tty, TtySpec};
+use config::numa::NumaDomain;
 use config::pci::PciAddress;
-use config::{Config, Topology, legacy};
+use config::{Config, ConfigError, Topology, legacy};
 use devices::chipset::isa::{self, Isa};
 use devices::chipset::pm::Pm;
 use devices::chipset::rtc::RtcConfig;
+use devices::chipset::tpm::{self, Presence, TpmCrb};
 use devices::pci::{IntxRouter, PciHost, PciHostOptions, Routing};
 use devices::{BuildContext, factory};
 use memory::{GuestMemory, MemoryOptions};
@@ -41,6 +44,12 @@ pub(crate) struct Board {
     pub(crate) layout: CpuLayout,
     pub(crate) memory: GuestMemory,
     pub(crate) vcpus: Vec<Box<dyn Vcpu>>,
+    /// Memory domains (`-n`); empty if there is but one.
+    pub(crate) numa: Vec<NumaDomain>,
+    /// There is a TPM.
+    pub(crate) has_tpm: bool,
+    /// The processor that guests see, where the boot vCPU sits.
+    pub(crate) features: cpu::Features,
     pub(crate) pci: Arc<PciHost>,
     /// Where the LPC bridge sits, if there is one.
     pub(crate) lpc: Option<PciAddress>,
@@ -76,7 +85,10 @@ impl Board {
         let engine = (choice == EngineChoice::Auto)
             .then(|| format!("{} ({why})", if kind == vmm::EngineKind::Kvm { "KVM" } else { "software CPU" }));
 
-        let memory = memory(config)?;
+        let numa = numa(config, layout.cpus)?;
+        let memory = memory(config, &numa)?;
+        let model = model(config)?;
+        let features = cpu::Features::modelled(placement(&layout), &model)?;
         let time = HostTime::start().map_err(|source| MachineError::Host { what: "start the timer thread", source })?;
         let (ports, mmio) = (Arc::new(Bus::new("port")), Arc::new(Bus::new("memory")));
         let options = VmOptions {
@@ -86,7 +98,7 @@ impl Board {
             mmio: mmio.clone(),
             time: time.clone(),
             policy: Arc::new(AccessPolicy::new(policy(config)?, power.clone())),
-            model: model(config)?,
+            model,
             translator: translator(config)?,
             perf_map: perf_map(config, kind)?,
             power: power.clone(),
@@ -94,6 +106,7 @@ impl Board {
         let vm = vmm::create(kind, &options)?;
 
         let (isa, serial) = build_isa(config, &options, vm.chips.as_ref(), time.clone(), power)?;
+        let has_tpm = build_tpm(config, &mmio)?;
         let router = Arc::new(IntxRouter::new(
             Routing::RoundRobin { gsis: vm.chips.pins() - HPET_PINS },
             vm.chips.pic(),
@@ -120,7 +133,22 @@ impl Board {
         }
         pci.finish()?;
         set_level_triggered(&options.ports, pci.router().level_triggered_irqs() | 1 << isa::SCI_IRQ);
-        Ok(Self { name, engine, layout, memory, vcpus: vm.vcpus, pci, lpc, isa, serial, _time: time, _chips: vm.chips })
+        Ok(Self {
+            name,
+            engine,
+            layout,
+            memory,
+            numa,
+            has_tpm,
+            features,
+            vcpus: vm.vcpus,
+            pci,
+            lpc,
+            isa,
+            serial,
+            _time: time,
+            _chips: vm.chips,
+        })
     }
 
     /// What SIGTERM presses.
@@ -189,8 +217,40 @@ fn layout(config: &Config) -> Result<CpuLayout, MachineError> {
     Ok(layout)
 }
 
-fn memory(config: &Config) -> Result<GuestMemory, MachineError> {
-    let size = config::memory_size(config)?;
+/// Where the boot vCPU sits.
+fn placement(layout: &CpuLayout) -> cpu::features::Placement {
+    let CpuLayout { sockets, cores, threads, x2apic, .. } = *layout;
+    cpu::features::Placement { apic_id: 0, sockets, cores, threads, x2apic }
+}
+
+/// The memory domains, of vCPUs that exist and are in one domain each.
+fn numa(config: &Config, cpus: u32) -> Result<Vec<NumaDomain>, MachineError> {
+    let domains = config::numa::domains(config, config::memory_size(config)?)?;
+    let mut seen = vec![false; cpus as usize];
+    for (id, domain) in domains.iter().enumerate() {
+        for cpu in &domain.cpus {
+            let why = match seen.get_mut(*cpu as usize) {
+                None => format!("there are {cpus} vCPUs, numbered from 0"),
+                Some(true) => "it is in another domain or named twice".to_owned(),
+                Some(seen) => {
+                    *seen = true;
+                    continue;
+                }
+            };
+            return Err(ConfigError::Numa(format!("vCPU {cpu} cannot be in NUMA domain {id}: {why}")).into());
+        }
+        if domain.policy.is_some() {
+            config.warn(&format!("domains.{id}.domain_policy: the host's memory policy is left as it is"));
+        }
+    }
+    Ok(domains)
+}
+
+fn memory(config: &Config, numa: &[NumaDomain]) -> Result<GuestMemory, MachineError> {
+    let size = match numa {
+        [] => config::memory_size(config)?,
+        domains => domains.iter().fold(0, |sum: u64, domain| sum.saturating_add(domain.size)),
+    };
     let options = MemoryOptions {
         size,
         wired: config.bool_or("memory.wired", false)?,
@@ -239,6 +299,22 @@ fn translator(config: &Config) -> Result<Option<cpu::TranslatorOptions>, Machine
         threshold: config.get_int("cpu.jit.threshold", 1..=1000u16)?.unwrap_or(usual.threshold),
         check: config.get_int("cpu.jit.check", 0..=u32::MAX)?.unwrap_or(usual.check),
     }))
+}
+
+/// The TPM and its physical presence interface, if one is configured; returns whether one is.
+fn build_tpm(config: &Config, mmio: &Bus) -> Result<bool, MachineError> {
+    let Some(spec) = config::lpc::tpm(config)? else { return Ok(false) };
+    if spec.version != "2.0" {
+        return Err(TpmError::Version(spec.version).into());
+    }
+    if spec.interface != "crb" {
+        return Err(TpmError::Interface(spec.interface).into());
+    }
+    let host = backend::tpm::open(&spec.kind, &spec.path)?;
+    let device = TpmCrb::new(host).map_err(|source| MachineError::Host { what: "start the TPM's thread", source })?;
+    mmio.map(tpm::BASE, tpm::SIZE, device)?;
+    mmio.map(tpm::PRESENCE_BASE, tpm::PRESENCE_SIZE, Presence::new())?;
+    Ok(true)
 }
 
 /// The devices of the ISA bus, and the host ends of the serial ports.

@@ -64,6 +64,9 @@ pub enum MachineError {
         /// What the backend says.
         source: backend::tty::TtyError,
     },
+    /// The TPM.
+    #[error("Failed to init TPM device")]
+    Tpm(#[from] backend::tpm::TpmError),
     /// Neither firmware nor a kernel is configured.
     #[error("virtual machine cannot be booted: give a boot ROM (-l bootrom,FILE) or a kernel (-o kernel.image=FILE)")]
     NothingToBoot,

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use boot::{InterruptRoute, Lpc, PciBus, SmbiosStrings, Window};
+use boot::{Cache, CacheKind, InterruptRoute, Lpc, PciBus, SmbiosStrings, Window};
 use config::Config;
 use md5::{Digest, Md5};
 use uuid::Uuid;
@@ -26,7 +26,11 @@ impl Plan {
         if let Some(rom) = config::lpc::bootrom(config) {
             return Err(MachineError::NotAvailable(format!("boot ROM {rom}")));
         }
-        let image = config.get_str("kernel.image").ok_or(MachineError::NothingToBoot)?;
+        let Some(image) = config.get_str("kernel.image") else {
+            // NUMA domains without anything that could tell the guest of them are the more precise mistake.
+            config::numa::domains(config, config::memory_size(config)?)?;
+            return Err(MachineError::NothingToBoot);
+        };
         Ok(Self {
             image: image.into(),
             initrd: config.get_str("kernel.initrd").map(Into::into),
@@ -61,11 +65,46 @@ fn describe(config: &Config, board: &Board) -> Result<boot::Board, MachineError>
         buses: buses(board),
         lpc: board.lpc.map(|address| Lpc { slot: address.slot, function: address.func, uarts: [true; 4] }),
         hpet: Some(board.hpet_id()),
+        fw_cfg: false,
+        tpm: board.has_tpm,
+        generation_id: Some(generation_id()?),
+        numa: board
+            .numa
+            .iter()
+            .map(|domain| boot::NumaDomain { size: domain.size, cpus: domain.cpus.clone() })
+            .collect(),
+        caches: caches(&board.features),
         acpi: config.bool_or("acpi_tables", true)?,
         mptable: config.bool_or("x86.mptable", true)?,
         uuid: *uuid(config, &board.name)?.as_bytes(),
         smbios: SmbiosStrings::from_keys(|key| config.get_str(key)),
     })
+}
+
+/// A VM that starts is of a new generation: no other one has its random numbers.
+fn generation_id() -> Result<[u8; 16], MachineError> {
+    let mut id = [0; 16];
+    let filled = rustix::rand::getrandom(&mut id, rustix::rand::GetRandomFlags::empty());
+    filled.map_err(|error| MachineError::Host { what: "get random numbers", source: error.into() })?;
+    Ok(id)
+}
+
+/// The caches that CPUID tells: leaf 4 of Intel's processors, leaf 8000001D of AMD's.
+fn caches(features: &cpu::Features) -> Vec<Cache> {
+    let function = if features.amd { 0x8000_001d } else { 4 };
+    let leaves = (0..8).map(|index| features.leaf(function, index)).take_while(|[kind, ..]| kind & 31 != 0);
+    let cache = |[eax, ebx, ecx, _]: [u32; 4]| {
+        let kind = match eax & 31 {
+            1 => CacheKind::Data,
+            2 => CacheKind::Instruction,
+            _ => CacheKind::Unified,
+        };
+        let (line, partitions, ways) = ((ebx & 0xfff) + 1, (ebx >> 12 & 0x3ff) + 1, (ebx >> 22) + 1);
+        let size = u64::from(line) * u64::from(partitions) * u64::from(ways) * (u64::from(ecx) + 1);
+        let fully_associative = eax >> 9 & 1 != 0;
+        Cache { level: (eax >> 5 & 7) as u8, kind, size, ways: if fully_associative { 0 } else { ways } }
+    };
+    leaves.map(cache).collect()
 }
 
 fn buses(board: &Board) -> Vec<PciBus> {
@@ -105,17 +144,11 @@ fn uuid(config: &Config, name: &str) -> Result<Uuid, MachineError> {
 /// # Errors
 /// One of them is given.
 pub(crate) fn reject_unavailable(config: &Config) -> Result<(), MachineError> {
-    if config::lpc::tpm(config)?.is_some() {
-        return Err(MachineError::NotAvailable("TPM (-l tpm)".into()));
-    }
     if config.get_str("gdb.port").is_some_and(|port| port != "0") {
         return Err(MachineError::NotAvailable("gdb stub (-G)".into()));
     }
     if config::settings::monitor(config)? {
         return Err(MachineError::NotAvailable("monitor mode (-M)".into()));
-    }
-    if config.get_str("domains.0.cpus").is_some() || config.get_str("domains.0.size").is_some() {
-        return Err(MachineError::NotAvailable("NUMA domains (-n)".into()));
     }
     Ok(())
 }

@@ -260,11 +260,26 @@ fn what_is_known_but_not_built_is_said_in_one_line() {
         start(&["-s", &format!("3,{device}")], &format!("pci slot 0:3:0: {name}"));
     }
     start(&["-l", "bootrom,rom.fd"], "rom.fd");
-    start(&["-l", "tpm,passthru,/dev/tpm0"], "-l tpm");
     start(&["-G", "1234"], "-G");
     start(&["-M"], "-M");
-    start(&["-n", "id=0,cpus=0"], "-n");
     refused(folder.path(), &["-r", "checkpoint", "-o", HERE, "vm"], 1, &["checkpoint", "snapshots"]);
+}
+
+#[test]
+fn numa_domains_that_cannot_be() {
+    let folder = folder();
+    let start = |domains: &[&str], code, word: &str| {
+        let domains: Vec<_> = domains.iter().flat_map(|domain| ["-n", domain]).collect();
+        refused(folder.path(), &[&domains[..], &["-c", "2", "-o", HERE, "vm"]].concat(), code, &[word]);
+    };
+    start(&["id=1,size=16M,cpus=0"], 64, "domain 1 is given but domain 0 is not");
+    start(&["id=0,size=16M"], 4, "domains.0.cpus is not set");
+    start(&["id=0,size=lots,cpus=0"], 64, "invalid memsize 'lots'");
+    start(&["id=0,size=16M,cpus=0-2"], 64, "vCPU 2 cannot be in NUMA domain 0: there are 2 vCPUs");
+    start(&["id=0,size=16M,cpus=0", "id=1,size=16M,cpus=0-1"], 64, "vCPU 0 cannot be in NUMA domain 1");
+    start(&["id=0,size=16M,cpus=0,domain_policy=near"], 64, "failed to parse domain policy 'near'");
+    start(&["id=0,size=15E,cpus=0", "id=1,size=15E,cpus=1"], 64, "add up to more");
+    refused(folder.path(), &["-n", "id=0,size=16M,cpus=0", "vm"], 64, &["NUMA emulation requires a boot ROM"]);
 }
 
 #[test]

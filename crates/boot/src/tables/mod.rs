@@ -16,6 +16,8 @@ pub const MPTABLE_BASE: u64 = 0xf0000;
 pub const SMBIOS_BASE: u64 = 0xf1000;
 /// Where the ACPI root pointer (RSDP) lies.
 pub const ACPI_BASE: u64 = 0xf2400;
+/// Where the VM generation counter's value lies, in a page that nothing else is in.
+pub const GENERATION_ID_BASE: u64 = 0xff000;
 
 /// The PCI Express configuration window: 256 buses.
 pub(crate) const ECAM: GuestRange = GuestRange { start: GuestAddress(0xe000_0000), size: 0x1000_0000 };
@@ -24,6 +26,10 @@ const IO_APIC: u32 = 0xfec0_0000;
 const HPET: u32 = 0xfed0_0000;
 /// The ISA interrupt that reports ACPI events, level-triggered and active low.
 const SCI: u8 = 9;
+/// The registers of the TPM: locality 0 of its command response buffer.
+const TPM: GuestRange = GuestRange { start: GuestAddress(0xfed4_0000), size: 0x1000 };
+/// The physical presence interface of the TPM, a piece of memory.
+const TPM_PPI: GuestRange = GuestRange { start: GuestAddress(0xfed4_5000), size: 0x400 };
 
 /// Why a machine cannot be described.
 #[derive(Debug, thiserror::Error)]
@@ -78,7 +84,10 @@ pub fn write_tables(board: &Board, memory: &GuestMemory) -> Result<(), TableErro
     }
     tables.push(("SMBIOS tables", SMBIOS_BASE, ACPI_BASE, smbios::build(board, SMBIOS_BASE, ACPI_BASE)));
     if board.acpi {
-        tables.push(("ACPI tables", ACPI_BASE, ONE_MIB, acpi::build(board, ACPI_BASE)?));
+        tables.push(("ACPI tables", ACPI_BASE, GENERATION_ID_BASE, acpi::build(board, ACPI_BASE)?));
+    }
+    if let Some(id) = board.generation_id {
+        tables.push(("VM generation counter", GENERATION_ID_BASE, ONE_MIB, id.to_vec()));
     }
     for (table, base, end, bytes) in &tables {
         let room = end - base;

@@ -1,13 +1,16 @@
-//! SMBIOS 2.8 tables: who made the machine, its sockets and its memory. Firmware and `dmidecode` read them.
+//! SMBIOS 3.0 tables: who made the machine, its sockets, caches and memory. Firmware and `dmidecode` read them.
+//!
+//! There are both entry points: the 32-bit one, which bhyve's firmware looks for, and the 64-bit one.
 
 use memory::HIGH_MEMORY_BASE;
 
 use super::{Bytes, set_checksum};
-use crate::board::Board;
+use crate::board::{Board, Cache, CacheKind};
 
-const VERSION: (u8, u8) = (2, 8);
-/// The entry point is 31 bytes; the structures begin on the next 16-byte boundary.
-const STRUCTURES_OFFSET: u32 = 0x20;
+const VERSION: (u8, u8) = (3, 0);
+/// The 32-bit entry point is 31 bytes, the 64-bit one 24; each begins on a 16-byte boundary, and so do the structures.
+const WIDE_ENTRY_OFFSET: u32 = 0x20;
+const STRUCTURES_OFFSET: u32 = 0x40;
 /// "There is no such structure", where a handle is asked for.
 const NO_HANDLE: u16 = 0xffff;
 /// "No error information", where a handle of it is asked for.
@@ -15,7 +18,9 @@ const NO_ERROR_HANDLE: u16 = 0xfffe;
 
 /// Handles of the structures that others refer to.
 const CHASSIS_HANDLE: u16 = 0x300;
+const CACHE_HANDLE: u16 = 0x700;
 const MEMORY_ARRAY_HANDLE: u16 = 0x1000;
+const MEMORY_ERROR_HANDLE: u16 = 0x1200;
 
 /// One structure: a formatted part that refers to strings by number, then the strings.
 struct Structure {
@@ -53,10 +58,12 @@ impl Structure {
     }
 }
 
-/// The entry point for address `base`, followed by the structures. Sockets that do not fit before `end` are left out.
+/// The entry points for address `base`, followed by the structures. Sockets that do not fit before `end` are left out.
 pub(super) fn build(board: &Board, base: u64, end: u64) -> Vec<u8> {
     let mut structures = vec![bios(board), system(board), baseboard(board), chassis(board)];
+    structures.extend((0..).zip(&board.caches).map(|(index, data)| cache(index, data)));
     structures.push(memory_array(board));
+    structures.push(memory_error());
     let ranges = [(0, board.low_memory), (HIGH_MEMORY_BASE, board.high_memory)];
     for (index, (start, size)) in (0..).zip(ranges.into_iter().filter(|range| range.1 > 0)) {
         structures.push(memory_device(index, size));
@@ -75,7 +82,10 @@ pub(super) fn build(board: &Board, base: u64, end: u64) -> Vec<u8> {
     }
     structures.push(last);
 
-    let mut bytes = entry_point(&structures, base as u32 + STRUCTURES_OFFSET);
+    let table = base as u32 + STRUCTURES_OFFSET;
+    let mut bytes = entry_point(&structures, table);
+    bytes.resize(WIDE_ENTRY_OFFSET as usize, 0);
+    bytes.extend(wide_entry_point(&structures, table));
     bytes.resize(STRUCTURES_OFFSET as usize, 0);
     bytes.extend(structures.concat());
     bytes
@@ -90,6 +100,26 @@ fn entry_point(structures: &[Vec<u8>], table: u32) -> Vec<u8> {
     entry.raw(b"_DMI_").u8(0).u16(total).u32(table).u16(structures.len() as u16).u8(VERSION.0 << 4 | VERSION.1);
     set_checksum(&mut entry.0[16..], 5);
     set_checksum(&mut entry.0, 4);
+    entry.0
+}
+
+/// The 64-bit entry point structure (section 5.2.2).
+fn wide_entry_point(structures: &[Vec<u8>], table: u32) -> Vec<u8> {
+    const REVISION: u8 = 1;
+    let total = structures.iter().map(Vec::len).sum::<usize>() as u32;
+    let mut entry = Bytes::default();
+    entry
+        .raw(b"_SM3_")
+        .u8(0)
+        .u8(0x18)
+        .u8(VERSION.0)
+        .u8(VERSION.1)
+        .u8(0)
+        .u8(REVISION)
+        .u8(0)
+        .u32(total)
+        .u64(table.into());
+    set_checksum(&mut entry.0, 5);
     entry.0
 }
 
@@ -155,16 +185,81 @@ fn processor(board: &Board, socket: u32) -> Vec<u8> {
     const UNKNOWN: u8 = 2;
     const POPULATED_ENABLED: u8 = 0x41;
     const IS_64_BIT: u16 = 1 << 2;
+    // Beyond 255, "see the wide field".
     let count = |number: u32| u8::try_from(number).unwrap_or(0xff);
-    let cores = count(board.topology.cores);
-    let threads = count(board.topology.cores.saturating_mul(board.topology.threads));
+    let wide = |number: u32| u16::try_from(number).unwrap_or(0xfffe);
+    let (all_cores, all_threads) = (board.topology.cores, board.topology.cores.saturating_mul(board.topology.threads));
+    let (cores, threads) = (count(all_cores), count(all_threads));
+    let cache = |level| {
+        let of_level = |cache: &&(u16, &Cache)| cache.1.level == level && cache.1.kind != CacheKind::Instruction;
+        (CACHE_HANDLE..).zip(&board.caches).find(|cache| of_level(&cache)).map_or(NO_HANDLE, |(handle, _)| handle)
+    };
     let mut processor = Structure::new(4, 0x400u16.wrapping_add(socket as u16));
     processor.string(&format!("CPU #{socket}"));
     processor.body.u8(CENTRAL_PROCESSOR).u8(UNKNOWN).u8(0).u64(0).u8(0);
     processor.body.u8(0).u16(0).u16(0).u16(0).u8(POPULATED_ENABLED).u8(UNKNOWN);
-    processor.body.u16(NO_HANDLE).u16(NO_HANDLE).u16(NO_HANDLE);
+    processor.body.u16(cache(1)).u16(cache(2)).u16(cache(3));
     processor.body.raw(&[0, 0, 0, cores, cores, threads]).u16(IS_64_BIT).u16(u16::from(UNKNOWN));
+    processor.body.u16(wide(all_cores)).u16(wide(all_cores)).u16(wide(all_threads));
     processor.finish()
+}
+
+/// Cache information (section 7.8).
+fn cache(index: u16, cache: &Cache) -> Vec<u8> {
+    const ENABLED: u16 = 1 << 7;
+    const WRITE_BACK: u16 = 1 << 8;
+    /// The size is in units of 64 KiB.
+    const LARGE: u16 = 1 << 15;
+    const UNKNOWN_SRAM: u16 = 1 << 1;
+    const UNKNOWN: u8 = 2;
+    let kib = cache.size >> 10;
+    let size = match u16::try_from(kib) {
+        Ok(kib) if kib < LARGE => kib,
+        _ => LARGE | u16::try_from(kib >> 6).unwrap_or(LARGE - 1).min(LARGE - 1),
+    };
+    let (name, kind) = match cache.kind {
+        CacheKind::Instruction => ("i", 3),
+        CacheKind::Data => ("d", 4),
+        CacheKind::Unified => ("", 5),
+    };
+    let associativity = match cache.ways {
+        0 => 6,
+        1 => 3,
+        2 => 4,
+        4 => 5,
+        8 => 7,
+        12 => 9,
+        16 => 8,
+        20 => 14,
+        24 => 10,
+        32 => 11,
+        48 => 12,
+        64 => 13,
+        _ => 1,
+    };
+    let mut structure = Structure::new(7, CACHE_HANDLE + index);
+    structure.string(&format!("L{}{name}", cache.level));
+    structure.body.u16(ENABLED | WRITE_BACK | u16::from(cache.level.saturating_sub(1) & 7));
+    structure.body.u16(size).u16(size).u16(UNKNOWN_SRAM).u16(UNKNOWN_SRAM).u8(0).u8(UNKNOWN).u8(kind).u8(associativity);
+    structure.finish()
+}
+
+/// 32-bit memory error information (section 7.19): there is none.
+fn memory_error() -> Vec<u8> {
+    const NO_ERROR: u8 = 3;
+    const UNKNOWN: u8 = 2;
+    const UNKNOWN_ADDRESS: u32 = 0x8000_0000;
+    let mut error = Structure::new(18, MEMORY_ERROR_HANDLE);
+    error
+        .body
+        .u8(NO_ERROR)
+        .u8(UNKNOWN)
+        .u8(UNKNOWN)
+        .u32(0)
+        .u32(UNKNOWN_ADDRESS)
+        .u32(UNKNOWN_ADDRESS)
+        .u32(UNKNOWN_ADDRESS);
+    error.finish()
 }
 
 fn memory_array(board: &Board) -> Vec<u8> {
@@ -178,7 +273,7 @@ fn memory_array(board: &Board) -> Vec<u8> {
     let devices = u16::from(board.low_memory > 0) + u16::from(board.high_memory > 0);
     let mut array = Structure::new(16, MEMORY_ARRAY_HANDLE);
     array.body.u8(SYSTEM_BOARD).u8(SYSTEM_MEMORY).u8(NO_ERROR_CORRECTION);
-    array.body.u32(kib.unwrap_or(EXTENDED)).u16(NO_ERROR_HANDLE).u16(devices);
+    array.body.u32(kib.unwrap_or(EXTENDED)).u16(MEMORY_ERROR_HANDLE).u16(devices);
     array.body.u64(if kib.is_none() { size } else { 0 });
     array.finish()
 }
@@ -237,9 +332,10 @@ mod tests {
     fn parse(bytes: &[u8]) -> Vec<Parsed> {
         assert_eq!((&bytes[..4], &bytes[16..21]), (&b"_SM_"[..], &b"_DMI_"[..]));
         assert_eq!((checksum(&bytes[..31]), checksum(&bytes[16..31])), (0, 0));
-        assert_eq!(number(bytes, 24, 4), SMBIOS_BASE + 0x20);
-        let mut rest = &bytes[0x20..];
-        assert_eq!(number(bytes, 22, 2) as usize, rest.len());
+        assert_eq!((&bytes[0x20..0x25], checksum(&bytes[0x20..0x38])), (&b"_SM3_"[..], 0));
+        assert_eq!((number(bytes, 24, 4), number(bytes, 0x30, 8)), (SMBIOS_BASE + 0x40, SMBIOS_BASE + 0x40));
+        let mut rest = &bytes[0x40..];
+        assert_eq!((number(bytes, 22, 2) as usize, number(bytes, 0x2c, 4) as usize), (rest.len(), rest.len()));
         let mut found = Vec::new();
         let mut largest = 0;
         while !rest.is_empty() {
@@ -262,18 +358,42 @@ mod tests {
 
     #[test]
     fn has_every_structure_in_its_specified_length() {
-        let found = build(&Board { high_memory: 8 << 40, low_memory: 3 << 30, ..board() });
+        let found = build(&Board { high_memory: 8 << 40, low_memory: 3 << 30, caches: caches(), ..board() });
         let shapes: Vec<_> = found.iter().map(|structure| (structure.kind, structure.body.len())).collect();
         let memory = [(17, 0x28), (19, 0x1f), (17, 0x28), (19, 0x1f)];
-        let mut wanted = vec![(0, 0x18), (1, 0x1b), (2, 0x0f), (3, 0x16), (16, 0x17)];
+        let mut wanted = vec![(0, 0x18), (1, 0x1b), (2, 0x0f), (3, 0x16), (7, 0x13), (7, 0x13), (7, 0x13)];
+        wanted.extend([(16, 0x17), (18, 0x17)]);
         wanted.extend(memory);
-        wanted.extend([(32, 0x0b), (4, 0x2a), (4, 0x2a), (127, 4)]);
+        wanted.extend([(32, 0x0b), (4, 0x30), (4, 0x30), (127, 4)]);
         assert_eq!(shapes, wanted);
-        let large = &found[7].body;
+        let large = &found[11].body;
         assert_eq!((number(large, 12, 2), number(large, 28, 4)), (0x7fff, 8 << 20), "MiB of the large device");
-        let range = &found[8].body;
+        let range = &found[12].body;
         assert_eq!((number(range, 15, 8), number(range, 23, 8)), (4 << 30, (8 << 40) + (4 << 30) - 1));
-        assert_eq!(number(&found[6].body, 8, 4), (3 << 20) - 1, "last KiB of low memory");
+        assert_eq!(number(&found[10].body, 8, 4), (3 << 20) - 1, "last KiB of low memory");
+    }
+
+    fn caches() -> Vec<Cache> {
+        let cache = |level, kind, size, ways| Cache { level, kind, size, ways };
+        vec![
+            cache(1, CacheKind::Instruction, 32 << 10, 8),
+            cache(1, CacheKind::Data, 48 << 10, 12),
+            cache(3, CacheKind::Unified, 96 << 20, 16),
+        ]
+    }
+
+    #[test]
+    fn sockets_name_their_caches() {
+        let found = build(&Board { caches: caches(), ..board() });
+        let of = |kind| found.iter().filter(move |structure| structure.kind == kind).collect::<Vec<_>>();
+        let sizes: Vec<_> =
+            of(7).iter().map(|cache| (number(&cache.body, 7, 2), cache.body[17], cache.body[18])).collect();
+        assert_eq!(sizes, [(32, 3, 7), (48, 4, 9), (0x8000 | 96 << 4, 5, 8)]);
+        let handles: Vec<_> = of(7).iter().map(|cache| number(&cache.body, 2, 2)).collect();
+        let socket = &of(4)[0].body;
+        assert_eq!([26, 28, 30].map(|at| number(socket, at, 2)), [handles[1], 0xffff, handles[2]]);
+        let error = &of(18)[0].body;
+        assert_eq!(number(&of(16)[0].body, 11, 2), number(error, 2, 2), "the memory array names its error");
     }
 
     #[test]

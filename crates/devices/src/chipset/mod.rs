@@ -27,4 +27,5 @@ pub mod pc_testdev;
 pub mod pm;
 pub mod reset;
 pub mod rtc;
+pub mod tpm;
 pub mod uart16550;

@@ -6,9 +6,11 @@
 //! | 402  | 2    | PM1 enable: PWRBTN and GBL                                                     |
 //! | 404  | 2    | PM1 control: SCI_EN (read only), SLP_TYP; SLP_EN with type 5 powers off        |
 //! | 408  | 4    | PM timer, 32 bits of 3,579,545 Hz                                              |
+//! | 40C  | 2    | general-purpose event status: writing ones clears; bit 0 is a new VM generation |
+//! | 40E  | 2    | general-purpose event enable                                                   |
 //! | B2   | 1    | SMI command: A0 enables ACPI, A1 disables it                                   |
 //!
-//! The first three take accesses of 16 bits only. The SCI (IRQ 9, level) is asserted while ACPI is enabled and an
+//! The first three take accesses of 16 bits only, those of general-purpose events any. The SCI (IRQ 9, level) is asserted while ACPI is enabled and an
 //! enabled event stands in the status.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -20,7 +22,7 @@ use serde::{Deserialize, Serialize};
 /// First port of the block.
 pub const PORT: u64 = 0x400;
 /// Number of ports of the block.
-pub const LENGTH: u64 = 12;
+pub const LENGTH: u64 = 16;
 /// Frequency of the PM timer.
 pub const TIMER_HZ: u64 = 3_579_545;
 /// Port of the SMI command register.
@@ -29,6 +31,8 @@ pub const SMI_COMMAND_PORT: u64 = 0xb2;
 pub const ACPI_ENABLE: u8 = 0xa0;
 /// Written to the SMI command port, disables ACPI.
 pub const ACPI_DISABLE: u8 = 0xa1;
+/// The general-purpose event of a new VM generation.
+pub const GENERATION_EVENT: u8 = 0;
 /// Sleep type of S5 (soft off), as the DSDT must tell.
 pub const SLEEP_TYPE_S5: u16 = 5;
 
@@ -37,6 +41,7 @@ mod offset {
     pub(super) const ENABLE: u64 = 2;
     pub(super) const CONTROL: u64 = 4;
     pub(super) const TIMER: u64 = 8;
+    pub(super) const EVENTS: u64 = 12;
 }
 
 /// PM1 status and enable.
@@ -62,7 +67,7 @@ mod control {
 }
 
 const KIND: &str = "acpi-pm";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// The PM1 registers without line, clock or power.
 #[derive(Clone, Copy, Default, Serialize, Deserialize)]
@@ -70,6 +75,8 @@ struct Chip {
     status: u16,
     enable: u16,
     control: u16,
+    /// General-purpose events: status, enable.
+    gpe: [u16; 2],
 }
 
 impl Chip {
@@ -78,7 +85,8 @@ impl Chip {
     }
 
     fn sci(&self) -> bool {
-        self.acpi_enabled() && self.status & self.enable != 0
+        let [gpe_status, gpe_enable] = self.gpe;
+        self.acpi_enabled() && (self.status & self.enable != 0 || gpe_status & gpe_enable != 0)
     }
 
     fn read(&self, register: u64) -> u16 {
@@ -105,6 +113,23 @@ impl Chip {
             _ => {}
         }
         false
+    }
+
+    /// A byte of the general-purpose event registers.
+    fn read_gpe(&self, index: usize) -> u8 {
+        let [status, enable] = self.gpe.map(u16::to_le_bytes);
+        [status, enable].as_flattened().get(index).copied().unwrap_or(0xff)
+    }
+
+    fn write_gpe(&mut self, index: usize, value: u8) {
+        let [status, enable] = &mut self.gpe;
+        let value = u16::from(value) << (8 * (index & 1));
+        let mask = 0xff << (8 * (index & 1));
+        match index {
+            0 | 1 => *status &= !value,
+            2 | 3 => *enable = *enable & !mask | value,
+            _ => {}
+        }
     }
 
     fn smi_command(&mut self, command: u8) {
@@ -158,6 +183,11 @@ impl Pm {
         self.change(Chip::press_power_button)
     }
 
+    /// Reports general-purpose event `number`, 0–15: the guest gets an interrupt if it has enabled it.
+    pub fn report_event(&self, number: u8) {
+        self.change(|chip| chip.gpe[0] |= 1u16.checked_shl(number.into()).unwrap_or(0));
+    }
+
     /// The SMI command port of this block, to be mapped at [`SMI_COMMAND_PORT`], 1 byte long.
     pub fn smi_command_port(self: &Arc<Self>) -> Arc<dyn BusDevice> {
         Arc::new(SmiCommand(self.clone()))
@@ -189,6 +219,12 @@ impl Pm {
 
 impl BusDevice for Pm {
     fn read(&self, offset: u64, size: AccessSize) -> u64 {
+        if let Some(index) = offset.checked_sub(offset::EVENTS) {
+            let chip = self.lock().chip;
+            let bytes: Vec<u8> =
+                (index as usize..).take(size.bytes() as usize).map(|index| chip.read_gpe(index)).collect();
+            return bytes.iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte));
+        }
         match size {
             AccessSize::Dword if offset == offset::TIMER => self.timer().into(),
             AccessSize::Word => self.lock().chip.read(offset).into(),
@@ -197,7 +233,15 @@ impl BusDevice for Pm {
     }
 
     fn write(&self, offset: u64, size: AccessSize, value: u64) {
-        if size == AccessSize::Word && self.change(|chip| chip.write(offset, value as u16)) {
+        if let Some(index) = offset.checked_sub(offset::EVENTS) {
+            let bytes = value.to_le_bytes();
+            self.change(|chip| {
+                (index as usize..)
+                    .zip(bytes)
+                    .take(size.bytes() as usize)
+                    .for_each(|(index, byte)| chip.write_gpe(index, byte));
+            });
+        } else if size == AccessSize::Word && self.change(|chip| chip.write(offset, value as u16)) {
             self.power.request(PowerEvent::PowerOff);
         }
     }
@@ -215,7 +259,7 @@ impl BusDevice for SmiCommand {
     }
 }
 
-/// Version 1: the registers and the PM timer's value.
+/// Version 2: the registers and the PM timer's value.
 #[derive(Serialize, Deserialize)]
 struct Archived {
     chip: Chip,
@@ -331,6 +375,24 @@ mod tests {
         b.pm.outb(offset::ENABLE + 1, 1);
         assert_eq!(b.inw(offset::ENABLE), 0);
         assert_eq!((b.inw(1), b.inw(6)), (0xffff, 0xffff));
+    }
+
+    #[test]
+    fn general_purpose_events_interrupt_when_enabled() {
+        let b = bench();
+        b.smi.outb(0, ACPI_ENABLE);
+        b.pm.report_event(GENERATION_EVENT);
+        b.pm.report_event(200);
+        assert_eq!((b.pm.inb(offset::EVENTS), b.lines.take()), (1, vec![]));
+        b.pm.outb(offset::EVENTS + 2, 1);
+        assert_eq!(b.lines.take(), [(9, true)]);
+        assert_eq!(b.pm.read(offset::EVENTS, AccessSize::Dword), 0x0001_0001);
+        b.pm.outb(offset::EVENTS + 1, 0xff);
+        assert_eq!(b.lines.take(), []);
+        b.pm.outb(offset::EVENTS, 1);
+        assert_eq!((b.lines.take(), b.pm.inb(offset::EVENTS)), (vec![(9, false)], 0));
+        b.outw(offset::EVENTS + 2, 0xabcd);
+        assert_eq!((b.inw(offset::EVENTS + 2), b.pm.inb(offset::EVENTS + 3)), (0xabcd, 0xab));
     }
 
     #[test]

@@ -11,9 +11,14 @@ pub(super) struct Term(Vec<u8>);
 const EXTENDED: u8 = 0x5b;
 const NULL_NAME: u8 = 0x00;
 
+/// An argument of a method, counted from 0.
+pub(super) fn arg(index: u8) -> Term {
+    Term(vec![0x68 + index.min(6)])
+}
+
 /// The first argument of a method.
 pub(super) fn arg0() -> Term {
-    Term(vec![0x68])
+    arg(0)
 }
 
 /// The first local variable of a method.
@@ -41,6 +46,55 @@ pub(super) fn int(value: impl Into<u64>) -> Term {
     let mut term = vec![prefix];
     term.extend(&bytes[..len]);
     Term(term)
+}
+
+/// A string of ASCII characters, none of them NUL.
+pub(super) fn string(text: &str) -> Term {
+    let mut term = vec![0x0d];
+    term.extend(text.bytes().filter(|byte| byte.is_ascii() && *byte != 0));
+    term.push(0);
+    Term(term)
+}
+
+/// `Buffer () { … }`
+pub(super) fn buffer(bytes: &[u8]) -> Term {
+    block(&[0x11], &int(bytes.len() as u64).0, [Term(bytes.to_vec())])
+}
+
+/// `ToUUID (…)` of a UUID in the order in which it is printed (section 19.6.142).
+pub(super) fn uuid(bytes: [u8; 16]) -> Term {
+    let [a, b, c, d, e, f, g, h, rest @ ..] = bytes;
+    buffer(&[&[d, c, b, a, f, e, h, g], &rest[..]].concat())
+}
+
+/// `a == b`
+pub(super) fn equal(a: Term, b: Term) -> Term {
+    operation(&[0x93], [a, b])
+}
+
+/// `a > b`
+pub(super) fn greater(a: Term, b: Term) -> Term {
+    operation(&[0x94], [a, b])
+}
+
+/// `target = a + b`
+pub(super) fn add(a: Term, b: Term, target: Term) -> Term {
+    operation(&[0x72], [a, b, target])
+}
+
+/// `package [index]`, a place to store to.
+pub(super) fn index(package: Term, index: u64) -> Term {
+    operation(&[0x88], [package, int(index), nowhere()])
+}
+
+/// `DerefOf (package [index])`
+pub(super) fn element(package: Term, at: u64) -> Term {
+    operation(&[0x83], [index(package, at)])
+}
+
+/// `Notify (object, value)`
+pub(super) fn notify(object: Term, value: u8) -> Term {
+    operation(&[0x86], [object, int(value)])
 }
 
 /// A compressed EISA id: three capital letters and four hexadecimal digits (section 19.6.37).
@@ -138,28 +192,44 @@ pub(super) fn package(elements: Vec<Term>) -> Term {
 /// `OperationRegion (name, PCI_Config, offset, length)`
 pub(super) fn pci_config_region(name: Seg, offset: u64, length: u64) -> Term {
     const PCI_CONFIG: u8 = 2;
+    region(name, PCI_CONFIG, int(offset), length)
+}
+
+/// `OperationRegion (name, SystemMemory, address, length)`
+pub(super) fn memory_region(name: Seg, address: Term, length: u64) -> Term {
+    const SYSTEM_MEMORY: u8 = 0;
+    region(name, SYSTEM_MEMORY, address, length)
+}
+
+fn region(name: Seg, space: u8, offset: Term, length: u64) -> Term {
     let mut bytes = vec![EXTENDED, 0x80];
     bytes.extend(name);
-    bytes.push(PCI_CONFIG);
-    bytes.extend(concat([int(offset), int(length)]));
+    bytes.push(space);
+    bytes.extend(concat([offset, int(length)]));
     Term(bytes)
 }
 
 /// `Field (region, ByteAcc, NoLock, Preserve) { … }` of 8-bit fields, each with its byte offset, in rising order.
-pub(super) fn byte_fields(region: Seg, fields: &[(u8, Seg)]) -> Term {
+pub(super) fn byte_fields(region: Seg, list: &[(u8, Seg)]) -> Term {
+    let list: Vec<_> = list.iter().map(|(offset, field)| (usize::from(*offset), 1, *field)).collect();
+    fields(region, &list)
+}
+
+/// `Field (region, ByteAcc, NoLock, Preserve) { … }` of fields of whole bytes: byte offset, bytes, name, in rising order.
+pub(super) fn fields(region: Seg, fields: &[(usize, usize, Seg)]) -> Term {
     const BYTE_ACCESS: u8 = 1;
     let [a, b, c, d] = region;
     let mut at = 0;
     let mut list = Vec::new();
-    for (offset, field) in fields {
-        let gap = usize::from(*offset).saturating_sub(at);
+    for (offset, size, field) in fields {
+        let gap = offset.saturating_sub(at);
         if gap > 0 {
             list.push(0);
             list.extend(field_length(gap * 8));
         }
         list.extend(field);
-        list.extend(field_length(8));
-        at = usize::from(*offset) + 1;
+        list.extend(field_length(size * 8));
+        at = offset + size;
     }
     block(&[EXTENDED, 0x81], &[a, b, c, d, BYTE_ACCESS], [Term(list)])
 }

@@ -5,7 +5,7 @@ use super::aml::{
     Resource, Seg, Term, absolute, arg0, concat, device, eisa_id, else_, if_, int, method, name, name_of, package,
     resources, return_, scope, store,
 };
-use super::isa;
+use super::{isa, optional};
 use crate::board::{Board, PciBus, Window};
 
 /// The interrupt model that the OS told: 0 for the 8259 pair, 1 for the I/O APIC.
@@ -23,12 +23,14 @@ fn bus_name(number: u8) -> Seg {
 /// The AML of the DSDT.
 pub(super) fn body(board: &Board) -> Result<Vec<u8>, TableError> {
     let buses = board.buses.iter().map(|bus| root_bus(board, bus)).collect::<Result<Vec<_>, _>>()?;
-    Ok(concat([
+    let mut terms = vec![
         name(*b"_S5_", package(vec![int(5u8), int(0u8)])),
         name(MODEL, int(0u8)),
         method(*b"_PIC", 1, [store(arg0(), name_of(MODEL))]),
-        scope(absolute(&[*b"_SB_"]), buses),
-    ]))
+        scope(absolute(&[*b"_SB_"]), buses.into_iter().chain(optional::devices(board))),
+    ];
+    terms.extend(optional::events(board));
+    Ok(concat(terms))
 }
 
 fn root_bus(board: &Board, bus: &PciBus) -> Result<Term, TableError> {

@@ -14,6 +14,8 @@ const ACPI_DISABLE: u8 = 0xa1;
 const PM1A_EVENT: Register = Register { port: 0x400, bytes: 4, access: WORD };
 const PM1A_CONTROL: Register = Register { port: 0x404, bytes: 2, access: WORD };
 const PM_TIMER: Register = Register { port: 0x408, bytes: 4, access: DWORD };
+/// General-purpose events, of which the first reports a new VM generation.
+const GPE0: Register = Register { port: 0x40c, bytes: 4, access: BYTE };
 const RESET: Register = Register { port: 0xcf9, bytes: 1, access: BYTE };
 const RESET_VALUE: u8 = 6;
 const ABSENT: Register = Register { port: 0, bytes: 0, access: UNDEFINED };
@@ -43,7 +45,7 @@ fn generic_address(table: &mut Bytes, register: &Register) {
 }
 
 /// The fixed ACPI description table, revision 5.1 (section 5.2.9).
-pub(super) fn fadt(facs: u64, dsdt: u64) -> Vec<u8> {
+pub(super) fn fadt(board: &Board, facs: u64, dsdt: u64) -> Vec<u8> {
     /// Latencies in µs beyond the limits: "there is no such state".
     const NO_C2: u16 = 101;
     const NO_C3: u16 = 1001;
@@ -53,17 +55,19 @@ pub(super) fn fadt(facs: u64, dsdt: u64) -> Vec<u8> {
     /// WBINVD works; C1 works; no sleep button; 32-bit timer; reset register; headless; physical APIC destinations.
     const FLAGS: u32 = 1 << 0 | 1 << 2 | 1 << 5 | 1 << 8 | 1 << 10 | 1 << 12 | 1 << 19;
     const MINOR_REVISION: u8 = 1;
+    let gpe0 = if board.generation_id.is_some() { GPE0 } else { ABSENT };
 
     let mut fadt = Bytes::default();
     fadt.u32(facs as u32).u32(dsdt as u32).u8(0).u8(0).u16(SCI.into());
     fadt.u32(SMI_COMMAND).u8(ACPI_ENABLE).u8(ACPI_DISABLE).u8(0).u8(0);
     // PM1a and PM1b events, PM1a and PM1b control, PM2 control, timer, general-purpose events 0 and 1.
-    fadt.u32(PM1A_EVENT.narrow()).u32(0).u32(PM1A_CONTROL.narrow()).u32(0).u32(0).u32(PM_TIMER.narrow()).u32(0).u32(0);
-    fadt.u8(PM1A_EVENT.bytes).u8(PM1A_CONTROL.bytes).u8(0).u8(PM_TIMER.bytes).u8(0).u8(0).u8(0).u8(0);
+    fadt.u32(PM1A_EVENT.narrow()).u32(0).u32(PM1A_CONTROL.narrow()).u32(0).u32(0).u32(PM_TIMER.narrow());
+    fadt.u32(gpe0.narrow()).u32(0);
+    fadt.u8(PM1A_EVENT.bytes).u8(PM1A_CONTROL.bytes).u8(0).u8(PM_TIMER.bytes).u8(gpe0.bytes).u8(0).u8(0).u8(0);
     fadt.u16(NO_C2).u16(NO_C3).u16(0).u16(0).u8(0).u8(0).u8(0).u8(0).u8(CENTURY).u16(BOOT_FLAGS).u8(0).u32(FLAGS);
     generic_address(&mut fadt, &RESET);
     fadt.u8(RESET_VALUE).u16(0).u8(MINOR_REVISION).u64(facs).u64(dsdt);
-    for register in [PM1A_EVENT, ABSENT, PM1A_CONTROL, ABSENT, ABSENT, PM_TIMER, ABSENT, ABSENT] {
+    for register in [PM1A_EVENT, ABSENT, PM1A_CONTROL, ABSENT, ABSENT, PM_TIMER, gpe0, ABSENT] {
         generic_address(&mut fadt, &register);
     }
     fadt.zeros(FADT_SIZE - HEADER_SIZE - fadt.len()); // no sleep registers

@@ -149,7 +149,7 @@ fn fixed_devices() -> Vec<Term> {
                 ports(0x4d0, 2),
                 ports(0x61, 1),
                 ports(0x400, 8),
-                ports(0x408, 4),
+                ports(0x408, 8),
                 ports(0xb2, 1),
                 ports(0x84, 1),
                 ports(0x72, 4),

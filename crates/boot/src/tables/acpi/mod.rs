@@ -1,9 +1,12 @@
 //! ACPI tables: a chain of pointers from the RSDP to everything else.
 
+mod affinity;
 mod aml;
 mod dsdt;
 mod fixed;
 mod isa;
+mod optional;
+mod ppi;
 
 use super::{Bytes, TableError, set_checksum};
 use crate::board::Board;
@@ -49,26 +52,34 @@ impl Area {
     }
 }
 
-/// All ACPI tables of `board`, for address `base`: RSDP, RSDT, XSDT, MADT, FADT, HPET, MCFG, FACS, DSDT.
+/// All ACPI tables of `board`, for address `base`: RSDP, RSDT, XSDT, MADT, FADT, HPET, MCFG, then what only some
+/// machines have (SPCR, SRAT, TPM2), FACS, DSDT.
 pub(super) fn build(board: &Board, base: u64) -> Result<Vec<u8>, TableError> {
     let dsdt = table(b"DSDT", 2, b"BVDSDT  ", &dsdt::body(board)?);
-    let hpet = board.hpet.map(fixed::hpet);
+    let mut others: Vec<Vec<u8>> = board.hpet.map(fixed::hpet).into_iter().collect();
+    others.push(fixed::mcfg());
+    others.extend(board.lpc.filter(|lpc| lpc.uarts[0]).map(|_| optional::spcr()));
+    if !board.numa.is_empty() {
+        others.push(affinity::srat(board));
+    }
+    if board.tpm {
+        others.push(optional::tpm2());
+    }
 
     // The root tables point to what follows, so they get their place first and their contents last.
     let mut area = Area { base, bytes: Vec::new() };
-    let listed = 3 + usize::from(hpet.is_some());
+    let listed = 2 + others.len();
     let rsdp = area.put(ALIGNMENT, &[0; RSDP_SIZE]);
     let rsdt = area.put(ALIGNMENT, &vec![0; HEADER_SIZE + 4 * listed]);
     let xsdt = area.put(ALIGNMENT, &vec![0; HEADER_SIZE + 8 * listed]);
     let madt = area.put(ALIGNMENT, &fixed::madt(board));
     let fadt = area.put(ALIGNMENT, &[0; fixed::FADT_SIZE]);
     let mut list = vec![madt, fadt];
-    list.extend(hpet.map(|hpet| area.put(ALIGNMENT, &hpet)));
-    list.push(area.put(ALIGNMENT, &fixed::mcfg()));
+    list.extend(others.iter().map(|table| area.put(ALIGNMENT, table)));
     let facs = area.put(fixed::FACS_ALIGNMENT, &fixed::facs());
     let dsdt = area.put(ALIGNMENT, &dsdt);
 
-    area.replace(fadt, &fixed::fadt(facs, dsdt));
+    area.replace(fadt, &fixed::fadt(board, facs, dsdt));
     let narrow: Vec<u8> = list.iter().flat_map(|address| (*address as u32).to_le_bytes()).collect();
     area.replace(rsdt, &table(b"RSDT", 1, b"BVRSDT  ", &narrow));
     let wide: Vec<u8> = list.iter().flat_map(|address| address.to_le_bytes()).collect();
