@@ -46,6 +46,10 @@ impl Store {
         Ok(match name {
             "kernel-amd64" => vec![self.kernel(Arch::Amd64)?],
             "kernel-i386" => vec![self.kernel(Arch::I386)?],
+            "generic" => {
+                let guest = self.generic()?;
+                vec![guest.kernel, guest.initramfs]
+            }
             "initramfs-amd64" => vec![self.guest(Arch::Amd64)?.initramfs],
             "initramfs-i386" => vec![self.guest(Arch::I386)?.initramfs],
             "memtest" => self.memtest()?,
@@ -57,7 +61,7 @@ impl Store {
             "all" => self.all()?,
             _ => bail!(
                 "unknown guest part \"{name}\": kernel-amd64, kernel-i386, initramfs-amd64, \
-                 initramfs-i386, memtest, disk, debian, debian-i386, bench, bench-real or all"
+                 initramfs-i386, generic, memtest, disk, debian, debian-i386, bench, bench-real or all"
             ),
         })
     }
@@ -76,6 +80,8 @@ impl Store {
             let guest = self.guest(arch)?;
             files.extend([guest.kernel, guest.initramfs]);
         }
+        let generic = self.generic()?;
+        files.extend([generic.kernel, generic.initramfs]);
         files.extend(self.memtest()?);
         files.push(self.disk()?);
         files.extend(self.debian(Arch::Amd64)?);
@@ -95,9 +101,25 @@ impl Store {
 
     /// The kernel, with the modules of the initramfs beside it.
     pub(crate) fn kernel(&self, arch: Arch) -> Result<PathBuf> {
-        let folder = self.folder.join(format!("kernel-{arch}"));
+        self.kernel_with(arch, arch.kernel_package(), &format!("kernel-{arch}"), &initramfs::MODULES)
+    }
+
+    /// Debian's ordinary kernel for amd64, which has modules that the cloud flavour lacks, and an initramfs with them.
+    pub(crate) fn generic(&self) -> Result<Guest> {
+        let wanted = [&initramfs::MODULES[..], &initramfs::GENERIC_MODULES].concat();
+        let kernel = self.kernel_with(Arch::Amd64, "linux-image-amd64", "kernel-generic", &wanted)?;
+        let busybox = self.busybox(Arch::Amd64)?;
+        let file = self.folder.join("initramfs-generic.cpio.gz");
+        let scripts = layout::repository().join("xtask/guest");
+        initramfs::write(&initramfs::standard(&busybox, &kernel.with_file_name("modules"), &scripts)?, &file)?;
+        Ok(Guest { kernel, initramfs: file })
+    }
+
+    /// The kernel of a meta package in a folder of its own, with modules beside it.
+    fn kernel_with(&self, arch: Arch, meta_package: &str, folder: &str, modules: &[&str]) -> Result<PathBuf> {
+        let folder = self.folder.join(folder);
         let kernel = folder.join("vmlinuz");
-        let wanted = initramfs::MODULES.join("\n");
+        let wanted = modules.join("\n");
         if fs::read_to_string(folder.join("wanted")).is_ok_and(|old| old == wanted) {
             return Ok(kernel);
         }
@@ -105,7 +127,7 @@ impl Store {
         let known = fs::read_to_string(folder.join("version")).ok();
         let package = match known.as_deref().and_then(|line| line.split_whitespace().next()) {
             Some(package) => package.to_owned(),
-            None => apt.resolve(arch.kernel_package(), "linux-image-")?,
+            None => apt.resolve(meta_package, "linux-image-")?,
         };
         let file = apt.download(&package)?;
         say(&format!("unpacking {package}"));
@@ -114,8 +136,7 @@ impl Store {
         deb::remove_folder(&fresh)?;
         let version = package.trim_start_matches("linux-image-");
         copy(&unpacked.join(format!("boot/vmlinuz-{version}")), &fresh.join("vmlinuz"))?;
-        let modules = Modules::in_folder(&unpacked.join("lib/modules").join(version))?;
-        let order = modules.in_order(&initramfs::MODULES)?;
+        let order = Modules::in_folder(&unpacked.join("lib/modules").join(version))?.in_order(modules)?;
         for (name, module) in &order {
             copy(module, &fresh.join(format!("modules/{name}.ko")))?;
         }

@@ -23,6 +23,17 @@ pub(crate) const MODULES: [&str; 7] = [
     "evdev", // the power button and how programs hear of it
 ];
 
+/// More modules of the guest with Debian's ordinary kernel.
+pub(crate) const GENERIC_MODULES: [&str; 7] = [
+    "9p",
+    "9pnet_virtio", // shared folders
+    "virtiofs",
+    "virtio_console",
+    "virtio_balloon",
+    "virtio_input",
+    "vmw_vsock_virtio_transport",
+];
+
 /// What acpid runs when the power button is pressed.
 const POWER_BUTTON: &[u8] = b"#!/bin/sh\necho POWER-BUTTON >/dev/console\npoweroff\n";
 

@@ -9,6 +9,7 @@
 //! | `kernel-ARCH/version` | its Debian package and version, one line |
 //! | `kernel-ARCH/modules/` | the kernel modules that the initramfs loads; `order` lists them |
 //! | `initramfs-ARCH.cpio.gz` | busybox, the modules, `/init`, the scripts of `xtask/guest/tests` in `/tests` |
+//! | `kernel-generic/`, `initramfs-generic.cpio.gz` | the same with Debian's ordinary amd64 kernel and more modules |
 //! | `memtest/memtest86+x64.bin`, `memtest/memtest86+ia32.bin` | memtest86+ as a bzImage |
 //! | `disk.img` | a raw 256 MB disk with one ext4 file system; copy it before writing to it |
 //! | `boot-disk.img` | the copy that `cargo xtask boot` uses and keeps |

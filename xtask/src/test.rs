@@ -12,7 +12,7 @@ use crate::process::{cargo, find_tool, run as run_to_end, run_watched, say};
 use crate::{boot, layout};
 
 /// Programs that the tests need, and the Debian packages that have them.
-const TOOLS: [(&str, &str); 12] = [
+const TOOLS: [(&str, &str); 13] = [
     ("mke2fs", "e2fsprogs"),
     ("e2fsck", "e2fsprogs"),
     ("dpkg-deb", "dpkg"),
@@ -25,6 +25,7 @@ const TOOLS: [(&str, &str); 12] = [
     ("qemu-nbd", "qemu-utils"),
     ("swtpm", "swtpm"),
     ("iasl", "acpica-tools"),
+    ("/usr/lib/qemu/virtiofsd", "qemu-system-common"),
 ];
 
 /// How one step went, for the summary.

@@ -5,11 +5,14 @@ use std::sync::Arc;
 
 use backend::block::BlockError;
 use backend::scsi_generic::ScsiGenericError;
+use backend::share::ShareError;
+use backend::tty::TtyError;
+use backend::vhost_user::VhostError;
 use config::{Config, ConfigError, NodeRef};
 use memory::GuestMemory;
 
 use crate::pci::{PciAddress, PciError, PciFunction, PciHost, hostbridge, lpc};
-use crate::virtio::{blk, rnd, scsi};
+use crate::virtio::{balloon, blk, console, fs, input, p9, rnd, scsi, vsock};
 
 /// What a device is built with.
 pub struct BuildContext<'a> {
@@ -57,6 +60,20 @@ pub enum DeviceError {
     /// The host's SCSI device cannot be used.
     #[error(transparent)]
     ScsiGeneric(#[from] ScsiGenericError),
+    /// A port's host end cannot be had.
+    #[error("virtio-console port {port}")]
+    Port {
+        /// Its name.
+        port: String,
+        /// Why.
+        source: TtyError,
+    },
+    /// The process that serves the device cannot be used.
+    #[error(transparent)]
+    Vhost(#[from] VhostError),
+    /// The folder cannot be shared.
+    #[error(transparent)]
+    Share(#[from] ShareError),
     /// The host refused something.
     #[error("cannot {what}")]
     Host {
@@ -83,23 +100,22 @@ impl DeviceError {
     }
 }
 
-const FACTORIES: &[PciFactory] = &[hostbridge::FACTORY, lpc::FACTORY, blk::FACTORY, rnd::FACTORY, scsi::FACTORY];
+const FACTORIES: &[PciFactory] = &[
+    hostbridge::FACTORY,
+    lpc::FACTORY,
+    balloon::FACTORY,
+    blk::FACTORY,
+    console::FACTORY,
+    fs::FACTORY,
+    input::FACTORY,
+    p9::FACTORY,
+    rnd::FACTORY,
+    scsi::FACTORY,
+    vsock::FACTORY,
+];
 
 /// Emulations of bhyve that are still to come.
-const NOT_AVAILABLE: &[&str] = &[
-    "ahci",
-    "e1000",
-    "fbuf",
-    "hda",
-    "nvme",
-    "passthru",
-    "uart",
-    "virtio-9p",
-    "virtio-console",
-    "virtio-input",
-    "virtio-net",
-    "xhci",
-];
+const NOT_AVAILABLE: &[&str] = &["ahci", "e1000", "fbuf", "hda", "nvme", "passthru", "uart", "virtio-net", "xhci"];
 
 /// All emulations this build has.
 pub fn factories() -> &'static [PciFactory] {

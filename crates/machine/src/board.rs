@@ -86,7 +86,7 @@ impl Board {
             .then(|| format!("{} ({why})", if kind == vmm::EngineKind::Kvm { "KVM" } else { "software CPU" }));
 
         let numa = numa(config, layout.cpus)?;
-        let memory = memory(config, &numa)?;
+        let memory = memory(config, &numa, is_shared(config, &functions)?)?;
         let model = model(config)?;
         let features = cpu::Features::modelled(placement(&layout), &model)?;
         let time = HostTime::start().map_err(|source| MachineError::Host { what: "start the timer thread", source })?;
@@ -246,7 +246,16 @@ fn numa(config: &Config, cpus: u32) -> Result<Vec<NumaDomain>, MachineError> {
     Ok(domains)
 }
 
-fn memory(config: &Config, numa: &[NumaDomain]) -> Result<GuestMemory, MachineError> {
+/// Whether other processes use guest memory: as `memory.shared` says, else if a device is served by one (vhost-user).
+fn is_shared(config: &Config, functions: &[config::pci::PciFunction<'_>]) -> Result<bool, MachineError> {
+    let served = functions.iter().any(|function| {
+        let backend = function.node.get_str("backend").unwrap_or_default();
+        function.device == "virtio-fs" || backend.starts_with("vhost-user:")
+    });
+    Ok(config.bool_or("memory.shared", served)?)
+}
+
+fn memory(config: &Config, numa: &[NumaDomain], shared: bool) -> Result<GuestMemory, MachineError> {
     let size = match numa {
         [] => config::memory_size(config)?,
         domains => domains.iter().fold(0, |sum: u64, domain| sum.saturating_add(domain.size)),
@@ -255,7 +264,7 @@ fn memory(config: &Config, numa: &[NumaDomain]) -> Result<GuestMemory, MachineEr
         size,
         wired: config.bool_or("memory.wired", false)?,
         in_core: config.bool_or("memory.guest_in_core", false)?,
-        shared: false,
+        shared,
     };
     GuestMemory::new(options).map_err(|source| MachineError::Memory(size, source))
 }
@@ -331,6 +340,9 @@ fn build_isa(
         let Some(text) = config::lpc::com(config, port) else { continue };
         let open = || TtySpec::parse(&text)?.open();
         let tty = Arc::new(open().map_err(|source| MachineError::Serial { port: port + 1, source })?);
+        if let Some(peer) = tty.peer() {
+            eprintln!("bhyve: com{}: {}", port + 1, peer.display());
+        }
         serial.push(tty.clone());
         *slot = Some(tty);
     }

@@ -87,6 +87,11 @@ impl PageMap {
         self.complete.store(true, Ordering::Relaxed);
     }
 
+    /// Takes the promise back: another process writes guest memory too.
+    pub fn has_other_writers(&self) {
+        self.complete.store(false, Ordering::Relaxed);
+    }
+
     /// Whether nothing was ever written to the page: it is all zeroes, and the host has no memory for it yet. Writing zeroes to
     /// it can be left out.
     #[inline]

@@ -7,8 +7,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
 
 use platform::GuestRange;
-use rustix::fs::MemfdFlags;
+use rustix::fs::{FallocateFlags, MemfdFlags};
 use rustix::io::Errno;
+use rustix::mm::Advice;
 
 use crate::map::HostMap;
 use crate::pages::PageMap;
@@ -243,6 +244,34 @@ impl GuestMemory {
         Ok(())
     }
 
+    /// Gives the host's memory behind whole pages in a range back; they read as zeroes afterwards.
+    ///
+    /// # Errors
+    /// Not wholly inside RAM, or the host refuses.
+    pub fn discard(&self, gpa: u64, len: u64) -> Result<(), MemoryError> {
+        self.host_address(gpa, len)?;
+        let start = gpa.next_multiple_of(PAGE_SIZE);
+        let end = (gpa + len) & !(PAGE_SIZE - 1);
+        if start >= end {
+            return Ok(());
+        }
+        let result = match &self.0.fd {
+            Some(fd) => {
+                let offset = if start >= HIGH_MEMORY_BASE { start - HIGH_MEMORY_BASE + self.0.low } else { start };
+                rustix::fs::fallocate(fd, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, offset, end - start)
+            }
+            None => {
+                let at = self.host_address(start, end - start)?;
+                // SAFETY: the pages are guest RAM, which is only ever reached by raw or atomic accesses that take any
+                // bytes for what they are; zeroes are the guest's own bytes from here on.
+                unsafe { rustix::mm::madvise(at.cast(), (end - start) as usize, Advice::LinuxDontNeed) }
+            }
+        };
+        result.map_err(|source| MemoryError::Host { what: "give back", size: end - start, source })?;
+        self.0.pages.note_write(start, end - start);
+        Ok(())
+    }
+
     scalar_access! {
         read_u8 write_u8 load_u8 store_u8 u8, AtomicU8;
         read_u16 write_u16 load_u16 store_u16 u16, AtomicU16;
@@ -299,6 +328,25 @@ mod tests {
         assert_eq!(memory.load_u16(0x1ffe, Ordering::Acquire).unwrap(), 0xbeef);
         assert!(matches!(memory.load_u32(2, Ordering::Acquire), Err(MemoryError::Misaligned { .. })));
         assert!(matches!(memory.load_u32(0x2000, Ordering::Acquire), Err(MemoryError::OutsideRam { .. })));
+    }
+
+    #[test]
+    fn discarded_pages_are_zeroes_and_no_code() {
+        let shared = GuestMemory::new(MemoryOptions { size: 4 << 30, shared: true, ..Default::default() }).unwrap();
+        for (memory, base) in
+            [ram(4 << 30), shared].iter().flat_map(|memory| [(memory, 0x4000), (memory, HIGH_MEMORY_BASE)])
+        {
+            memory.fill(base, 0x4000, 7).unwrap();
+            let tag = memory.pages().mark_code(base + 0x1000).unwrap();
+            memory.discard(base + 0x800, 0x2000).unwrap();
+            let byte = |at: u64| memory.read_u8(base + at).unwrap();
+            assert_eq!([byte(0xfff), byte(0x1000), byte(0x1fff), byte(0x2000)], [7, 0, 0, 7]);
+            assert!(!memory.pages().is_current(base + 0x1000, tag));
+            memory.discard(base + 0x100, 0x200).unwrap();
+            assert_eq!(byte(0x100), 7, "no whole page");
+            assert!(memory.discard(memory.low_size() - 0x1000, 0x2000).is_err());
+            assert!(memory.discard(u64::MAX, 2).is_err());
+        }
     }
 
     #[test]

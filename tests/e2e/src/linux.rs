@@ -47,13 +47,27 @@ pub struct Linux {
     memory: &'static str,
     words: String,
     disk: Option<String>,
+    devices: Vec<String>,
     keys: Vec<String>,
 }
 
 impl Linux {
     /// The cloud kernel for amd64.
     pub fn amd64() -> Self {
-        Self { arch: "amd64", cpus: 1, memory: "512M", words: "console=ttyS0".into(), disk: None, keys: Vec::new() }
+        Self {
+            arch: "amd64",
+            cpus: 1,
+            memory: "512M",
+            words: "console=ttyS0".into(),
+            disk: None,
+            devices: Vec::new(),
+            keys: Vec::new(),
+        }
+    }
+
+    /// Debian's ordinary kernel for amd64, with modules for shared folders, consoles, and more.
+    pub fn generic() -> Self {
+        Self { arch: "generic", ..Self::amd64() }
     }
 
     /// The 686-pae kernel.
@@ -96,6 +110,13 @@ impl Linux {
         self
     }
 
+    /// Adds a device, as behind `-s`. Slots 0, 4, 5 and 31 are taken.
+    #[must_use]
+    pub fn device(mut self, device: &str) -> Self {
+        self.devices.push(device.to_owned());
+        self
+    }
+
     fn file(&self, name: &str) -> PathBuf {
         files::guest_file(&name.replace("ARCH", self.arch))
     }
@@ -112,8 +133,8 @@ impl Linux {
         for slot in ["0,hostbridge", "31,lpc", "5,virtio-rnd"] {
             args.extend(["-s", slot]);
         }
-        if let Some(disk) = &self.disk {
-            args.extend(["-s", disk]);
+        for device in self.disk.iter().chain(&self.devices) {
+            args.extend(["-s", device]);
         }
         for key in [&kernel, &initrd, &cmdline].into_iter().chain(&self.keys) {
             args.extend(["-o", key]);

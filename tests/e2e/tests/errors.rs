@@ -320,7 +320,7 @@ fn serial_ports() {
     start("com5,stdio", 64, &["bhyve: invalid lpc device configuration 'com5,stdio'"]);
     start("com1", 64, &["bhyve: invalid lpc device configuration 'com1'"]);
     start("com1,missing", 4, &["com1", "missing"]);
-    start("com2,/dev/nmdm0A", 4, &["com2", "/dev/nmdm0A", "nmdm"]);
+    start("com2,/dev/nmdm0", 4, &["com2", "/dev/nmdm0", "null-modem"]);
     start("com1,./disk", 4, &["com1", "disk"]);
     start("com1,tcp=localhost:x", 4, &["com1", "tcp="]);
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();

@@ -3,6 +3,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::BorrowedFd;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread::JoinHandle;
@@ -22,6 +23,10 @@ const DROP_GRACE: Duration = Duration::from_secs(1);
 pub(super) enum Input {
     /// So many bytes were read.
     Bytes(usize),
+    /// A client came, or left.
+    Client(bool),
+    /// The terminal has another size: (columns, rows).
+    Size(u16, u16),
     /// Something else happened.
     Nothing,
     /// There will be no more input.
@@ -42,11 +47,24 @@ pub(super) struct Parts {
     pub(super) terminal: Option<RawTerminal>,
     pub(super) claim: Option<StdioClaim>,
     pub(super) local_address: Option<SocketAddr>,
+    /// Where somebody can reach the other side, if that is not what was asked for.
+    pub(super) peer: Option<PathBuf>,
+    /// Whether clients come and go; others are always there.
+    pub(super) has_clients: bool,
 }
 
 impl Parts {
     pub(super) fn new(source: Option<Box<dyn ByteSource>>, sink: Box<dyn ByteSink>, when_full: WhenFull) -> Self {
-        Self { source, sink, when_full, terminal: None, claim: None, local_address: None }
+        Self {
+            source,
+            sink,
+            when_full,
+            terminal: None,
+            claim: None,
+            local_address: None,
+            peer: None,
+            has_clients: false,
+        }
     }
 }
 
@@ -61,6 +79,12 @@ struct Shared {
 impl Shared {
     fn device(&self) -> Option<Arc<dyn SerialDevice>> {
         self.device.lock().unwrap_or_else(PoisonError::into_inner).as_ref().and_then(Weak::upgrade)
+    }
+
+    fn tell(&self, what: impl FnOnce(&dyn SerialDevice)) {
+        if let Some(device) = self.device() {
+            what(&*device);
+        }
     }
 
     /// The reader thread. Input that the device has no room for waits in `pending`, and nothing more is read.
@@ -87,6 +111,8 @@ impl Shared {
             };
             match event {
                 Input::Bytes(count) => pending = 0..count,
+                Input::Client(here) => self.tell(|device| device.client(here)),
+                Input::Size(columns, rows) => self.tell(|device| device.resized(columns, rows)),
                 Input::Nothing => {}
                 // Only told to those who want input, so nothing is pending.
                 Input::End => return,
@@ -102,6 +128,8 @@ pub struct Tty {
     reader: Option<JoinHandle<()>>,
     writer: Option<JoinHandle<()>>,
     local_address: Option<SocketAddr>,
+    peer: Option<PathBuf>,
+    has_clients: bool,
     // Dropped after the threads have ended: first the modes go back, then stdio is free again.
     _terminal: Option<RawTerminal>,
     _claim: Option<StdioClaim>,
@@ -122,6 +150,8 @@ impl Tty {
             reader: None,
             writer: None,
             local_address: parts.local_address,
+            peer: parts.peer,
+            has_clients: parts.has_clients,
             _terminal: parts.terminal,
             _claim: parts.claim,
         };
@@ -137,6 +167,16 @@ impl Tty {
     /// Where a `tcp=` backend listens.
     pub fn local_address(&self) -> Option<SocketAddr> {
         self.local_address
+    }
+
+    /// The file by which a person reaches the guest: the other side of a new pseudo terminal.
+    pub fn peer(&self) -> Option<&Path> {
+        self.peer.as_deref()
+    }
+
+    /// Whether clients come and go, which the device is told by [`SerialDevice::client`].
+    pub fn has_clients(&self) -> bool {
+        self.has_clients
     }
 
     /// Waits until the host has all output, at most for `grace`; returns whether it has. For the way out of the process.

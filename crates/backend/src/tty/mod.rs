@@ -1,4 +1,4 @@
-//! Serial lines' host ends: the terminal, a tty or pseudo terminal, a TCP port, a file.
+//! Serial lines' host ends: the terminal, a tty or pseudo terminal, a TCP port, a UNIX socket, a file.
 //!
 //! | module     | what it does                                                              |
 //! |------------|---------------------------------------------------------------------------|
@@ -7,7 +7,8 @@
 //! | `output`   | the queue in front of the writer thread                                   |
 //! | `stdio`    | standard input and output                                                 |
 //! | `path`     | ttys, pseudo terminals and other character devices                        |
-//! | `tcp`      | a listening socket with one client at a time                              |
+//! | `socket`   | a listening socket, TCP or UNIX, with one client at a time                |
+//! | `pty`      | pseudo terminals made for the occasion, and null-modem pairs              |
 //! | `file`     | output appended to a file                                                 |
 //! | `raw`      | [`RawTerminal`]: raw mode, undone on every way out                        |
 //! | `wake`     | waiting for host files and for each other                                 |
@@ -21,10 +22,11 @@ mod file;
 mod line;
 mod output;
 mod path;
+mod pty;
 mod raw;
+mod socket;
 mod spec;
 mod stdio;
-mod tcp;
 mod wake;
 
 use std::io;
@@ -32,7 +34,9 @@ use std::sync::Weak;
 
 pub use line::Tty;
 pub use raw::{RawTerminal, restore_terminals};
+pub(crate) use socket::UnixSocket;
 pub use spec::TtySpec;
+pub(crate) use wake::{Wake, readable, wait};
 
 /// The device's side of a serial line. Called on the backend's threads.
 pub trait SerialDevice: Send + Sync {
@@ -41,6 +45,14 @@ pub trait SerialDevice: Send + Sync {
     fn receive(&self, bytes: &[u8]) -> usize;
     /// The backend has room for output again, after [`SerialBackend::send`] took less than it was given.
     fn output_ready(&self);
+    /// A client connected to a listening backend, or left it.
+    fn client(&self, here: bool) {
+        let _ = here;
+    }
+    /// The terminal has this size now. Told once at the start, if there is a terminal.
+    fn resized(&self, columns: u16, rows: u16) {
+        let _ = (columns, rows);
+    }
 }
 
 /// The host's side of a serial line.
@@ -61,22 +73,21 @@ pub trait SerialBackend: Send + Sync {
 pub enum TtyError {
     /// Nothing was given.
     #[error(
-        "a serial port needs a backend: stdio, the path of a tty such as /dev/pts/3, tcp=[ADDR:]PORT, or file:PATH"
+        "a serial port needs a backend: stdio, pty, the path of a tty such as /dev/pts/3, /dev/nmdm0A, tcp=[ADDR:]PORT, \
+         unix:PATH, or file:PATH"
     )]
     Empty,
     /// The text is none of the known forms.
     #[error(
-        "\"{spec}\" is not a serial backend: use stdio, the path of a tty such as /dev/pts/3, tcp=[ADDR:]PORT, or file:PATH"
+        "\"{spec}\" is not a serial backend: use stdio, pty, the path of a tty such as /dev/pts/3, /dev/nmdm0A, \
+         tcp=[ADDR:]PORT, unix:PATH, or file:PATH"
     )]
     Unknown {
         /// What was given.
         spec: String,
     },
-    /// FreeBSD's null-modem device.
-    #[error(
-        "\"{path}\": null-modem devices (nmdm) exist only on FreeBSD; use the path of a pseudo terminal \
-         (\"socat -d -d pty,raw,echo=0 pty,raw,echo=0\" makes a pair and prints both paths) or tcp=[ADDR:]PORT"
-    )]
+    /// A null-modem device without a side.
+    #[error("\"{path}\" is no null-modem device: the name ends in A or B, as in /dev/nmdm0A")]
     NullModem {
         /// What was given.
         path: String,

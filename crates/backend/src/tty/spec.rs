@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
-use super::{Tty, TtyError, file, path, stdio, tcp};
+use super::{Tty, TtyError, file, path, pty, socket, stdio};
 
 /// A serial backend by name: what stands behind `com1,` on the command line.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -16,6 +16,12 @@ pub enum TtySpec {
     Path(PathBuf),
     /// `tcp=PORT`, `tcp=ADDR:PORT`, `tcp=[V6]:PORT`: listen there. Port 0 lets the system choose.
     Tcp(SocketAddr),
+    /// `unix:PATH`: listen on a UNIX socket there. Ours.
+    Unix(PathBuf),
+    /// `pty` or `pty:LINK`: a new pseudo terminal, with a symbolic link to it at `LINK`. Ours.
+    Pty(Option<PathBuf>),
+    /// `/dev/nmdmNA` or `/dev/nmdmNB`: one side of FreeBSD's null-modem pair.
+    NullModem(PathBuf),
     /// `file:PATH`: append output to a file; there is no input. Ours.
     File(PathBuf),
 }
@@ -24,7 +30,7 @@ impl TtySpec {
     /// Reads the text of a serial backend. Nothing is opened.
     ///
     /// # Errors
-    /// The text is empty, an `nmdm` device, or none of the known forms.
+    /// The text is empty, an `nmdm` device without a side, or none of the known forms.
     pub fn parse(text: &str) -> Result<Self, TtyError> {
         if text.is_empty() {
             return Err(TtyError::Empty);
@@ -38,13 +44,50 @@ impl TtySpec {
         if let Some(path) = text.strip_prefix("file:") {
             return if path.is_empty() { Err(TtyError::Empty) } else { Ok(Self::File(path.into())) };
         }
-        if text.starts_with("/dev/nmdm") {
-            return Err(TtyError::NullModem { path: text.to_owned() });
+        if let Some(path) = text.strip_prefix("unix:") {
+            return if path.is_empty() { Err(TtyError::Empty) } else { Ok(Self::Unix(path.into())) };
+        }
+        if text == "pty" {
+            return Ok(Self::Pty(None));
+        }
+        if let Some(link) = text.strip_prefix("pty:") {
+            return if link.is_empty() { Err(TtyError::Empty) } else { Ok(Self::Pty(Some(link.into()))) };
+        }
+        if let Some(name) = text.strip_prefix("/dev/nmdm") {
+            let sides = name.len() > 1 && !name.contains('/') && name.ends_with(['A', 'B']);
+            return if sides {
+                Ok(Self::NullModem(text.into()))
+            } else {
+                Err(TtyError::NullModem { path: text.into() })
+            };
         }
         if text.starts_with('/') {
             return Ok(Self::Path(text.into()));
         }
         Err(TtyError::Unknown { spec: text.to_owned() })
+    }
+
+    /// The backend of a virtio-console port: a bare path is that of a socket to make, unless a character device is there.
+    ///
+    /// # Errors
+    /// As for [`parse`](Self::parse).
+    pub fn parse_port(text: &str) -> Result<Self, TtyError> {
+        let is_device = || {
+            std::fs::metadata(text).is_ok_and(|meta| std::os::unix::fs::FileTypeExt::is_char_device(&meta.file_type()))
+        };
+        if text.starts_with('/') && !text.starts_with("/dev/nmdm") && !is_device() {
+            return Ok(Self::Unix(text.into()));
+        }
+        match Self::parse(text) {
+            // A relative path, which has a dot or a slash somewhere.
+            Err(TtyError::Unknown { .. }) if text.contains(['/', '.']) => Ok(Self::Unix(text.into())),
+            other => other,
+        }
+    }
+
+    /// Whether a person sits at the other end, usually.
+    pub fn is_terminal(&self) -> bool {
+        matches!(self, Self::Stdio | Self::Path(_) | Self::Pty(_) | Self::NullModem(_))
     }
 
     /// Opens the backend and starts its threads; input waits until a device is attached.
@@ -55,7 +98,10 @@ impl TtySpec {
         match self {
             Self::Stdio => stdio::open(),
             Self::Path(path) => path::open(path),
-            Self::Tcp(address) => tcp::open(*address),
+            Self::Tcp(address) => socket::open_tcp(*address),
+            Self::Unix(path) => socket::open_unix(path),
+            Self::Pty(link) => pty::open(link.as_deref()),
+            Self::NullModem(path) => pty::open_null_modem(path),
             Self::File(path) => file::open(path),
         }
     }
@@ -112,6 +158,10 @@ mod tests {
         assert_eq!(TtySpec::parse("stdio").unwrap(), TtySpec::Stdio);
         assert_eq!(TtySpec::parse("/dev/pts/3").unwrap(), TtySpec::Path("/dev/pts/3".into()));
         assert_eq!(TtySpec::parse("file:log.txt").unwrap(), TtySpec::File("log.txt".into()));
+        assert_eq!(TtySpec::parse("unix:/s").unwrap(), TtySpec::Unix("/s".into()));
+        assert_eq!(TtySpec::parse("pty").unwrap(), TtySpec::Pty(None));
+        assert_eq!(TtySpec::parse("pty:/l").unwrap(), TtySpec::Pty(Some("/l".into())));
+        assert_eq!(TtySpec::parse("/dev/nmdm-vm.1A").unwrap(), TtySpec::NullModem("/dev/nmdm-vm.1A".into()));
         assert_eq!(tcp("tcp=1234"), "127.0.0.1:1234".parse().unwrap());
         assert_eq!(tcp("tcp=:1234"), "127.0.0.1:1234".parse().unwrap());
         assert_eq!(tcp("tcp=0.0.0.0:1"), "0.0.0.0:1".parse().unwrap());
@@ -126,8 +176,10 @@ mod tests {
             ("", "needs a backend"),
             ("file:", "needs a backend"),
             ("studio", "\"studio\" is not a serial backend"),
-            ("/dev/nmdm0A", "pseudo terminal"),
-            ("/dev/nmdm-vm.1A", "tcp=[ADDR:]PORT"),
+            ("/dev/nmdm0", "ends in A or B"),
+            ("/dev/nmdmA", "ends in A or B"),
+            ("unix:", "needs a backend"),
+            ("pty:", "needs a backend"),
             ("tcp=", "\"\" is not a TCP port"),
             ("tcp=65536", "\"65536\" is not a TCP port"),
             ("tcp=+5", "\"+5\" is not a TCP port"),

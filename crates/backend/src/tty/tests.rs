@@ -408,3 +408,73 @@ fn tcp_port_in_use() {
     let error = TtySpec::Tcp(address).open().err().expect("taken").to_string();
     assert_eq!(error, format!("cannot listen on {address}"));
 }
+
+#[test]
+fn a_unix_socket_serves_one_client_and_goes_with_the_line() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("s");
+    let spec = format!("unix:{}", path.display());
+    let open = || TtySpec::parse(&spec).unwrap().open();
+    let tty = open().unwrap();
+    let device = Device::new(1000);
+    device.attach(&tty);
+    let mut client = std::os::unix::net::UnixStream::connect(&path).unwrap();
+    client.set_read_timeout(Some(PATIENCE)).unwrap();
+    client.write_all(b"hello").unwrap();
+    device.wait("input", |s| s.received == b"hello");
+    tty.send(b"answer");
+    let mut answer = [0; 6];
+    client.read_exact(&mut answer).unwrap();
+    assert_eq!(&answer, b"answer");
+    let error = open().err().unwrap();
+    assert!(error.to_string().contains("cannot listen on"), "{error}");
+    drop(tty);
+    assert!(!path.exists());
+    // What a dead process left is replaced, what is no socket is not.
+    drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+    assert!(path.exists());
+    drop(open().unwrap());
+    std::fs::write(&path, b"precious").unwrap();
+    assert!(open().is_err());
+    assert_eq!(std::fs::read(&path).unwrap(), b"precious");
+}
+
+#[test]
+fn a_new_pseudo_terminal_drops_output_until_somebody_listens() {
+    let dir = tempfile::tempdir().unwrap();
+    let link = dir.path().join("link");
+    let tty = TtySpec::parse(&format!("pty:{}", link.display())).unwrap().open().unwrap();
+    assert_eq!(tty.peer(), Some(&*link));
+    let device = Device::new(1000);
+    device.attach(&tty);
+    for round in 0..3u8 {
+        tty.send(&[b'x'; 10_000]);
+        assert!(tty.drain(PATIENCE));
+        let mut client = std::fs::File::options().read(true).write(true).open(&link).unwrap();
+        client.write_all(&[b'0' + round]).unwrap();
+        device.wait("input", |s| s.received.len() == usize::from(round) + 1);
+        tty.send(b"now");
+        let mut answer = [0; 3];
+        client.read_exact(&mut answer).unwrap();
+        assert_eq!(&answer, b"now", "nothing of what nobody heard");
+    }
+    drop(tty);
+    assert!(!link.exists());
+}
+
+#[test]
+fn a_null_modem_has_two_ends() {
+    let dir = tempfile::tempdir().unwrap();
+    // Not in /dev: the file's folder stands for it.
+    let (a, b) = (dir.path().join("nmdm0A"), dir.path().join("nmdm0B"));
+    let first = super::pty::open_null_modem(&a).unwrap();
+    assert_eq!(first.peer(), Some(&*b));
+    let second = super::pty::open_null_modem(&b).unwrap();
+    let (left, right) = (Device::new(1000), Device::new(1000));
+    left.attach(&first);
+    right.attach(&second);
+    first.send(b"from the first");
+    right.wait("output of the first", |s| s.received == b"from the first");
+    second.send(b"from the second");
+    left.wait("output of the second", |s| s.received == b"from the second");
+}

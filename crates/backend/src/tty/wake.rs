@@ -7,21 +7,21 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::io::Errno;
 
 /// A flag that can be polled like a file: set by any thread, seen and cleared by the one that waits.
-pub(super) struct Wake(OwnedFd);
+pub(crate) struct Wake(OwnedFd);
 
 impl Wake {
-    pub(super) fn new() -> io::Result<Self> {
+    pub(crate) fn new() -> io::Result<Self> {
         Ok(Self(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?))
     }
 
     /// Sets the flag.
-    pub(super) fn set(&self) {
+    pub(crate) fn set(&self) {
         // Fails only when the counter is full: then the flag is set as it is.
         let _ = rustix::io::write(&self.0, &1u64.to_ne_bytes());
     }
 
     /// Clears the flag.
-    pub(super) fn clear(&self) {
+    pub(crate) fn clear(&self) {
         // Fails only when the flag is clear already.
         let _ = rustix::io::read(&self.0, &mut [0u8; 8]);
     }
@@ -34,7 +34,7 @@ impl AsFd for Wake {
 }
 
 /// Waits, as long as it takes, until one of the files is ready; fills in what each is ready for.
-pub(super) fn wait(fds: &mut [PollFd<'_>]) {
+pub(crate) fn wait(fds: &mut [PollFd<'_>]) {
     loop {
         match poll(fds, None) {
             Err(Errno::INTR) => {}
@@ -53,7 +53,7 @@ pub(super) fn writable(file: impl AsFd, stop: &Wake) -> bool {
 }
 
 /// Waits until `file` (if given) can be read or has failed, or until `wake` is set. Returns whether it was the file.
-pub(super) fn readable(file: Option<BorrowedFd<'_>>, wake: &Wake) -> bool {
+pub(crate) fn readable(file: Option<BorrowedFd<'_>>, wake: &Wake) -> bool {
     let wake = PollFd::new(wake, PollFlags::IN);
     match file {
         None => {

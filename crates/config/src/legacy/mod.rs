@@ -65,7 +65,7 @@ impl DeviceSyntax {
     }
 }
 
-/// All devices of bhyve(8) by name.
+/// All devices of bhyve(8) by name, and ours.
 pub const DEVICES: &[DeviceSyntax] = &[
     DeviceSyntax::with("ahci", ahci::ports),
     DeviceSyntax::alias("ahci-cd", "ahci", ahci::single_cd),
@@ -80,12 +80,15 @@ pub const DEVICES: &[DeviceSyntax] = &[
     DeviceSyntax::with("passthru", passthru::parse),
     DeviceSyntax::with("uart", uart),
     DeviceSyntax::with("virtio-9p", virtio::share),
+    DeviceSyntax::plain("virtio-balloon"),
     DeviceSyntax::with("virtio-blk", block::path_first),
     DeviceSyntax::with("virtio-console", virtio::console_ports),
+    DeviceSyntax::with("virtio-fs", virtio::tag_first),
     DeviceSyntax::with("virtio-input", virtio::input),
     DeviceSyntax::with("virtio-net", net::backend_first),
     DeviceSyntax::plain("virtio-rnd"),
     DeviceSyntax::with("virtio-scsi", virtio::scsi),
+    DeviceSyntax::with("virtio-vsock", virtio::path_first),
     DeviceSyntax::with("xhci", usb::xhci),
 ];
 

@@ -41,6 +41,16 @@ pub(super) fn console_ports(node: &mut Node, conf: Option<&str>) -> Result<(), S
     Ok(())
 }
 
+/// virtio-fs (ours): `TAG[,options]`.
+pub(super) fn tag_first(node: &mut Node, conf: Option<&str>) -> Result<(), SyntaxError> {
+    if begins_with_option(conf) { options(node, conf) } else { leading(node, "tag", conf) }
+}
+
+/// virtio-vsock (ours): `PATH[,options]`.
+pub(super) fn path_first(node: &mut Node, conf: Option<&str>) -> Result<(), SyntaxError> {
+    if begins_with_option(conf) { options(node, conf) } else { leading(node, "path", conf) }
+}
+
 /// virtio-input: `PATH[,options]` or `path=PATH`.
 pub(super) fn input(node: &mut Node, conf: Option<&str>) -> Result<(), SyntaxError> {
     match conf {

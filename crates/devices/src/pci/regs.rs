@@ -64,5 +64,9 @@ pub mod class {
     pub const HOST_BRIDGE: (u8, u8, u8) = (0x06, 0x00, 0x00);
     pub const ISA_BRIDGE: (u8, u8, u8) = (0x06, 0x01, 0x00);
     pub const STORAGE_SCSI: (u8, u8, u8) = (0x01, 0x00, 0x00);
+    pub const COMMUNICATION_OTHER: (u8, u8, u8) = (0x07, 0x80, 0x00);
+    pub const INPUT_OTHER: (u8, u8, u8) = (0x09, 0x80, 0x00);
+    pub const MEMORY_OTHER: (u8, u8, u8) = (0x05, 0x80, 0x00);
+    pub const STORAGE_OTHER: (u8, u8, u8) = (0x01, 0x80, 0x00);
     pub const ENCRYPTION: (u8, u8, u8) = (0x10, 0x00, 0x00);
 }

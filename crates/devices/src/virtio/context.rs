@@ -142,7 +142,8 @@ impl VirtioContext {
         }
     }
 
-    fn interrupt_queue(&self, queue: &VirtQueue) {
+    /// Tells the driver that buffers of a queue have been used, by whoever serves it.
+    pub(crate) fn interrupt_queue(&self, queue: &VirtQueue) {
         self.interrupt(queue.vector(), ISR_QUEUE);
     }
 

@@ -7,7 +7,7 @@
 //! | [`context`] | what a device works with: its queues, the negotiated features, interrupts |
 //! | [`transport`] | the registers in the PCI function's BARs, legacy and modern |
 //! | [`worker`] | a thread that sleeps until a queue has work |
-//! | [`blk`], [`rnd`], [`scsi`] | the devices |
+//! | [`balloon`], [`blk`], [`console`], [`fs`], [`input`], [`p9`], [`rnd`], [`scsi`], [`vsock`] | the devices |
 //!
 //! Threads. A doorbell write calls [`VirtioDevice::notify`] on the vCPU thread and returns at once; the work is done on
 //! a [`worker::Worker`] or on the back end's threads. A reset first closes the queues, so that late completions go
@@ -18,14 +18,20 @@
 
 use platform::Persist;
 
+pub mod balloon;
 pub mod blk;
 pub mod buffers;
 pub mod chain;
+pub mod console;
 pub mod context;
+pub mod fs;
+pub mod input;
+pub mod p9;
 pub mod queue;
 pub mod rnd;
 pub mod scsi;
 pub mod transport;
+pub mod vsock;
 pub mod worker;
 
 pub use buffers::Buffers;
@@ -60,6 +66,11 @@ pub trait VirtioDevice: Persist {
     /// Features of the device in the legacy interface; those from bit 32 do not exist there.
     fn legacy_features(&self) -> u64 {
         self.features()
+    }
+
+    /// Features of the transport ([`feature`]) that the device can live with: all, unless others serve its queues.
+    fn transport_features(&self) -> u64 {
+        u64::MAX
     }
 
     /// Reads configuration at `offset`; what lies beyond the end stays as it is.

@@ -265,6 +265,29 @@ impl VirtQueue {
         told.is_ok() && ring.available_index(&self.memory).is_ok_and(|index| index != ring.state.next_available)
     }
 
+    /// Where the rings are and where to begin, for somebody else who serves the queue.
+    pub(crate) fn place(&self) -> backend::vhost_user::Ring {
+        let QueueState { size, descriptors, available, used, next_available, .. } = self.ring().state;
+        backend::vhost_user::Ring { size, descriptors, available, used, base: next_available }
+    }
+
+    /// For a queue that somebody else serves: the writable buffers that the driver has offered since index `from` of the
+    /// available ring, and the index now. Chains that break the rules are left out.
+    pub(crate) fn look_ahead(&self, from: u16) -> (u16, Vec<Buffers>) {
+        let ring = self.ring();
+        let QueueState { size, available, descriptors, ready, .. } = ring.state;
+        let Some(now) = ring.available_index(&self.memory).ok().filter(|_| ready) else { return (from, Vec::new()) };
+        let table = Table { address: descriptors, entries: u32::from(size) };
+        let indirect = ring.features & feature::INDIRECT_DESC != 0;
+        let offered = (0..now.wrapping_sub(from).min(size)).filter_map(|back| {
+            let index = now.wrapping_sub(back).wrapping_sub(1);
+            let slot = offset(available, 4, 2, index % size).ok()?;
+            let head = self.memory.load_u16(slot, Ordering::Relaxed).ok()?;
+            walk(&self.memory, table, head, indirect).ok().map(|(_, writable)| writable)
+        });
+        (now, offered.collect())
+    }
+
     fn give_back(&self) {
         let mut ring = self.ring();
         ring.in_flight = ring.in_flight.saturating_sub(1);

@@ -125,12 +125,13 @@ impl VirtioPci {
     /// What the legacy interface offers.
     fn legacy_features(&self) -> u64 {
         let transport = feature::NOTIFY_ON_EMPTY | feature::INDIRECT_DESC | feature::EVENT_IDX | feature::ANY_LAYOUT;
-        (self.device.legacy_features() | transport) & u64::from(u32::MAX)
+        (self.device.legacy_features() | transport & self.device.transport_features()) & u64::from(u32::MAX)
     }
 
     /// What the modern interface offers.
     fn modern_features(&self) -> u64 {
-        self.device.features() | feature::INDIRECT_DESC | feature::EVENT_IDX | feature::VERSION_1 | feature::RING_RESET
+        let transport = feature::INDIRECT_DESC | feature::EVENT_IDX | feature::VERSION_1 | feature::RING_RESET;
+        self.device.features() | transport & self.device.transport_features()
     }
 
     /// The guest rang the doorbell of a queue.

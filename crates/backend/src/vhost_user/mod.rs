@@ -1,0 +1,271 @@
+//! The front end of vhost-user: another process serves a device's queues, over a UNIX socket and shared guest memory.
+//!
+//! For any device: [`Frontend`] speaks the protocol (QEMU's `vhost-user.rst`, without reconnecting, migration and IOMMU),
+//! the device says which features were negotiated and where the rings are. The order is
+//!
+//! 1. [`Frontend::connect`], [`Frontend::features`]: what the back end can do;
+//! 2. when the driver is ready: [`Frontend::start`] with the features in force and the rings;
+//! 3. doorbells: [`Frontend::kick`]; interrupts: [`Frontend::wait_calls`] on a thread of the device;
+//! 4. [`Frontend::stop`] before the rings go away, after which 2. may come again.
+//!
+//! The back end writes guest memory behind our back. Who makes a device on it calls
+//! [`PageMap::has_other_writers`](memory::PageMap::has_other_writers) and notes the writes as well as it can.
+
+mod message;
+#[cfg(test)]
+mod tests;
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use memory::GuestMemory;
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+
+use message::{Body, Request, protocol};
+
+/// The feature bit by which a back end offers protocol features (bit 30 of virtio's, reserved for this).
+const PROTOCOL_FEATURES: u64 = 1 << 30;
+/// How long a back end may take for an answer.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Why a back end cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum VhostError {
+    /// Nobody listens there.
+    #[error("cannot connect to the vhost-user back end at {path}; is it running?")]
+    Connect {
+        /// The socket.
+        path: PathBuf,
+        /// What the host said.
+        source: io::Error,
+    },
+    /// The guest's memory is this process's own.
+    #[error("the vhost-user back end at {path} needs guest memory that is shared: set memory.shared=true")]
+    NotShared {
+        /// The socket.
+        path: PathBuf,
+    },
+    /// The connection broke, or an answer did not come or made no sense.
+    #[error("the vhost-user back end at {path} failed to {doing}")]
+    Protocol {
+        /// The socket.
+        path: PathBuf,
+        /// What was being done.
+        doing: &'static str,
+        /// What went wrong.
+        source: io::Error,
+    },
+}
+
+/// Where the rings of a queue are, as guest-physical addresses that have been checked to be in RAM.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Ring {
+    /// Number of descriptors.
+    pub size: u16,
+    /// The descriptor table.
+    pub descriptors: u64,
+    /// The available ring.
+    pub available: u64,
+    /// The used ring.
+    pub used: u64,
+    /// The index at which the back end begins.
+    pub base: u16,
+}
+
+/// A connection to a back end.
+pub struct Frontend {
+    path: PathBuf,
+    stream: Mutex<UnixStream>,
+    memory: GuestMemory,
+    /// What the back end offers.
+    features: u64,
+    /// Whether it answers every request that asks for it.
+    replies: bool,
+    kicks: Vec<OwnedFd>,
+    calls: Vec<OwnedFd>,
+    /// Ends a wait for calls.
+    wake: OwnedFd,
+}
+
+impl Frontend {
+    /// Connects to the back end at `path`, for a device with `queues` queues.
+    ///
+    /// # Errors
+    /// The memory is not shared, nobody listens, or the other side does not speak the protocol.
+    pub fn connect(path: &Path, queues: usize, memory: GuestMemory) -> Result<Self, VhostError> {
+        if memory.fd().is_none() {
+            return Err(VhostError::NotShared { path: path.to_owned() });
+        }
+        let failed = |source| VhostError::Connect { path: path.to_owned(), source };
+        let stream = UnixStream::connect(path).map_err(failed)?;
+        stream
+            .set_read_timeout(Some(PATIENCE))
+            .and_then(|()| stream.set_write_timeout(Some(PATIENCE)))
+            .map_err(failed)?;
+        let event = || eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
+        let events = || (0..queues).map(|_| event()).collect::<Result<Vec<_>, _>>();
+        let (kicks, calls) = (events().map_err(|e| failed(e.into()))?, events().map_err(|e| failed(e.into()))?);
+        let wake = event().map_err(|e| failed(e.into()))?;
+        let mut frontend = Self {
+            path: path.to_owned(),
+            stream: Mutex::new(stream),
+            memory,
+            features: 0,
+            replies: false,
+            kicks,
+            calls,
+            wake,
+        };
+        frontend.greet().map_err(|source| frontend.error("say what it can do", source))?;
+        Ok(frontend)
+    }
+
+    fn error(&self, doing: &'static str, source: io::Error) -> VhostError {
+        VhostError::Protocol { path: self.path.clone(), doing, source }
+    }
+
+    fn stream(&self) -> MutexGuard<'_, UnixStream> {
+        self.stream.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn greet(&mut self) -> io::Result<()> {
+        self.send(Request::SetOwner, &Body::new(), &[])?;
+        self.features = self.ask(Request::GetFeatures)?;
+        if self.features & PROTOCOL_FEATURES != 0 {
+            let offered = self.ask(Request::GetProtocolFeatures)?;
+            let wanted = offered & (protocol::MULTI_QUEUE | protocol::REPLY_ACK);
+            self.send(Request::SetProtocolFeatures, &Body::new().u64(wanted), &[])?;
+            self.replies = wanted & protocol::REPLY_ACK != 0;
+        }
+        Ok(())
+    }
+
+    /// The device's features that the back end offers.
+    pub fn features(&self) -> u64 {
+        self.features & !PROTOCOL_FEATURES
+    }
+
+    /// Hands the queues over. `rings` are those that the driver has set up, by queue number.
+    ///
+    /// # Errors
+    /// The back end is gone or refuses.
+    pub fn start(&self, features: u64, rings: &[(usize, Ring)]) -> Result<(), VhostError> {
+        let host = |gpa: u64| self.memory.base() as u64 + gpa;
+        let protocol = self.features & PROTOCOL_FEATURES;
+        let run = || -> io::Result<()> {
+            self.send(Request::SetFeatures, &Body::new().u64(features | protocol), &[])?;
+            self.share_memory()?;
+            for (index, ring) in rings {
+                let (kick, call) = match (self.kicks.get(*index), self.calls.get(*index)) {
+                    (Some(kick), Some(call)) => (kick, call),
+                    _ => continue,
+                };
+                let state = |value: u32| Body::new().u32(*index as u32).u32(value);
+                self.send(Request::SetVringNum, &state(ring.size.into()), &[])?;
+                self.send(Request::SetVringBase, &state(ring.base.into()), &[])?;
+                let addresses =
+                    state(0).u64(host(ring.descriptors)).u64(host(ring.used)).u64(host(ring.available)).u64(0);
+                self.send(Request::SetVringAddr, &addresses, &[])?;
+                let number = Body::new().u64(*index as u64);
+                self.send(Request::SetVringKick, &number, &[kick.as_fd()])?;
+                self.send(Request::SetVringCall, &number, &[call.as_fd()])?;
+                if protocol != 0 {
+                    self.send(Request::SetVringEnable, &state(1), &[])?;
+                }
+            }
+            Ok(())
+        };
+        run().map_err(|source| self.error("take over the queues", source))
+    }
+
+    /// Gives the back end the guest's memory: its file, and where pieces of it are.
+    fn share_memory(&self) -> io::Result<()> {
+        let mut body = Body::new().u32(self.memory.ranges().count() as u32).u32(0);
+        let mut offset = 0;
+        let mut files = Vec::new();
+        for range in self.memory.ranges() {
+            let host = self.memory.base() as u64 + range.start.0;
+            body = body.u64(range.start.0).u64(range.size).u64(host).u64(offset);
+            offset += range.size;
+            files.push(self.memory.fd().ok_or_else(|| io::Error::other("guest memory is not shared"))?);
+        }
+        self.send(Request::SetMemTable, &body, &files)
+    }
+
+    /// Takes the queues back: returns when the back end does not touch them any more. What it was doing is lost.
+    ///
+    /// # Errors
+    /// The back end is gone; then it does not touch them either.
+    pub fn stop(&self, queues: impl IntoIterator<Item = usize>) -> Result<(), VhostError> {
+        for index in queues {
+            let state = Body::new().u32(index as u32).u32(0);
+            let mut stream = self.stream();
+            let answer = message::send(&stream, Request::GetVringBase, false, &state, &[])
+                .and_then(|()| message::receive(&mut stream, Request::GetVringBase));
+            answer.map_err(|source| self.error("give the queues back", source))?;
+        }
+        Ok(())
+    }
+
+    /// Tells the back end that there are new buffers on a queue. Never waits.
+    pub fn kick(&self, queue: usize) {
+        if let Some(kick) = self.kicks.get(queue) {
+            // Fails only when the counter is full: then the back end is about to look anyway.
+            let _ = rustix::io::write(kick, &1u64.to_ne_bytes());
+        }
+    }
+
+    /// Waits until the back end has used buffers or [`Self::wake`] is called: the queues concerned, as bits.
+    pub fn wait_calls(&self) -> u64 {
+        let mut fds: Vec<_> = self.calls.iter().chain([&self.wake]).map(|fd| PollFd::new(fd, PollFlags::IN)).collect();
+        if poll(&mut fds, None).is_err() {
+            // A signal, or a host without memory: the caller comes back.
+            return 0;
+        }
+        let ready: Vec<_> = fds.iter().map(|fd| fd.revents().contains(PollFlags::IN)).collect();
+        let mut queues = 0;
+        for (index, event) in self.calls.iter().chain([&self.wake]).enumerate() {
+            if ready.get(index) == Some(&true) {
+                // Fails only when it is clear already.
+                let _ = rustix::io::read(event, &mut [0u8; 8]);
+                queues |= if index < self.calls.len() { 1 << (index % 64) } else { 0 };
+            }
+        }
+        queues
+    }
+
+    /// Ends a wait for calls.
+    pub fn wake(&self) {
+        // Fails only when the counter is full: then it is set as it is.
+        let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
+    }
+
+    /// Whether the back end has closed the connection.
+    pub fn is_gone(&self) -> bool {
+        let stream = self.stream();
+        let mut fds = [PollFd::new(&*stream, PollFlags::RDHUP)];
+        poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).is_ok() && !fds[0].revents().is_empty()
+    }
+
+    fn send(&self, request: Request, body: &Body, files: &[std::os::fd::BorrowedFd<'_>]) -> io::Result<()> {
+        let mut stream = self.stream();
+        message::send(&stream, request, self.replies, body, files)?;
+        if self.replies {
+            match message::receive(&mut stream, request)? {
+                0 => {}
+                code => return Err(io::Error::other(format!("it refused {request:?} with code {code}"))),
+            }
+        }
+        Ok(())
+    }
+
+    fn ask(&self, request: Request) -> io::Result<u64> {
+        let mut stream = self.stream();
+        message::send(&stream, request, false, &Body::new(), &[])?;
+        message::receive(&mut stream, request)
+    }
+}
