@@ -71,7 +71,7 @@ impl Options {
         let mut command = Command::new(program);
         let disk = format!("4,virtio-blk,{}", disk.display());
         command.args(["-A", "-H", "-P", "-c", &self.cpus.to_string(), "-m", &self.memory]);
-        for slot in ["0,hostbridge", "31,lpc", &disk, "5,virtio-rnd"] {
+        for slot in ["0,hostbridge", "31,lpc", &disk, "5,virtio-rnd", "6,virtio-net,slirp,open"] {
             command.args(["-s", slot]);
         }
         command.args(["-l", "com1,stdio"]);
@@ -95,7 +95,7 @@ impl Options {
         command.arg(if self.test.is_some() { "stdio" } else { "mon:stdio" });
         command.args(["-smp", &self.cpus.to_string(), "-m", &self.memory]);
         command.arg("-drive").arg(format!("if=virtio,format=raw,file={}", disk.display()));
-        command.args(["-device", "virtio-rng-pci"]);
+        command.args(["-device", "virtio-rng-pci", "-nic", "user,model=virtio-net-pci"]);
         command.arg("-kernel").arg(&guest.kernel).arg("-initrd").arg(&guest.initramfs);
         command.args(["-append", &self.kernel_words()]).args(&self.extra);
         command
@@ -196,7 +196,7 @@ mod tests {
     fn options_reach_the_command_line() {
         let line = bhyve("--arch i386 --cpus 4 --memory 1G --test disk --append quiet -- -o cpu.engine=soft");
         let want = "bhyve -A -H -P -c 4 -m 1G -s 0,hostbridge -s 31,lpc -s 4,virtio-blk,/g/disk \
-                    -s 5,virtio-rnd -l com1,stdio -o kernel.image=/g/vmlinuz -o kernel.initrd=/g/initramfs \
+                    -s 5,virtio-rnd -s 6,virtio-net,slirp,open -l com1,stdio -o kernel.image=/g/vmlinuz -o kernel.initrd=/g/initramfs \
                     -o kernel.cmdline=console=ttyS0 guest.run=disk quiet -o cpu.engine=soft xtask-i386";
         assert_eq!(line, want);
     }

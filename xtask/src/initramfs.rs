@@ -13,10 +13,11 @@ use crate::cpio::Archive;
 use crate::process::say;
 
 /// The modules for which the guest's kernel may need loading, beside what these need themselves.
-pub(crate) const MODULES: [&str; 7] = [
+pub(crate) const MODULES: [&str; 8] = [
     "virtio_pci",
     "virtio_blk",
-    "virtio_rng", // the machine's devices
+    "virtio_rng",
+    "virtio_net", // the machine's devices
     "crc32c_generic",
     "ext4", // ext4 asks for the checksum by algorithm, not by module
     "button",
@@ -54,6 +55,7 @@ pub(crate) fn standard(busybox: &Path, modules: &Path, scripts: &Path) -> Result
     archive.file("etc/acpi/PWRF/00000080", 0o755, POWER_BUTTON);
     archive.file("init", 0o755, &read(&scripts.join("init"))?);
     archive.file("etc/session", 0o755, &read(&scripts.join("session"))?);
+    archive.file("etc/dhcp", 0o755, &read(&scripts.join("dhcp"))?);
     add_modules(&mut archive, modules)?;
     for test in files_in(&scripts.join("tests"))? {
         let name = test.file_name().unwrap_or_default().to_string_lossy();

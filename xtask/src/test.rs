@@ -12,7 +12,7 @@ use crate::process::{cargo, find_tool, run as run_to_end, run_watched, say};
 use crate::{boot, layout};
 
 /// Programs that the tests need, and the Debian packages that have them.
-const TOOLS: [(&str, &str); 13] = [
+const TOOLS: &[(&str, &str)] = &[
     ("mke2fs", "e2fsprogs"),
     ("e2fsck", "e2fsprogs"),
     ("dpkg-deb", "dpkg"),
@@ -26,6 +26,8 @@ const TOOLS: [(&str, &str); 13] = [
     ("swtpm", "swtpm"),
     ("iasl", "acpica-tools"),
     ("/usr/lib/qemu/virtiofsd", "qemu-system-common"),
+    ("passt", "passt"),
+    ("ip", "iproute2"),
 ];
 
 /// How one step went, for the summary.

@@ -1,7 +1,8 @@
-//! The host side of devices: disks, SCSI devices, terminals, TPMs, shared folders, sockets, input devices.
+//! The host side of devices: disks, SCSI devices, networks, terminals, shared folders, sockets, TPMs.
 
 pub mod block;
 pub mod evdev;
+pub mod net;
 pub mod scsi_generic;
 pub mod share;
 pub mod tpm;

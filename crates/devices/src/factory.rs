@@ -4,6 +4,7 @@ use std::error::Error;
 use std::sync::Arc;
 
 use backend::block::BlockError;
+use backend::net::NetError;
 use backend::scsi_generic::ScsiGenericError;
 use backend::share::ShareError;
 use backend::tty::TtyError;
@@ -12,7 +13,7 @@ use config::{Config, ConfigError, NodeRef};
 use memory::GuestMemory;
 
 use crate::pci::{PciAddress, PciError, PciFunction, PciHost, hostbridge, lpc};
-use crate::virtio::{balloon, blk, console, fs, input, p9, rnd, scsi, vsock};
+use crate::virtio::{balloon, blk, console, fs, input, net, p9, rnd, scsi, vsock};
 
 /// What a device is built with.
 pub struct BuildContext<'a> {
@@ -74,6 +75,9 @@ pub enum DeviceError {
     /// The folder cannot be shared.
     #[error(transparent)]
     Share(#[from] ShareError),
+    /// The network cannot be had.
+    #[error(transparent)]
+    Net(#[from] NetError),
     /// The host refused something.
     #[error("cannot {what}")]
     Host {
@@ -108,6 +112,7 @@ const FACTORIES: &[PciFactory] = &[
     console::FACTORY,
     fs::FACTORY,
     input::FACTORY,
+    net::FACTORY,
     p9::FACTORY,
     rnd::FACTORY,
     scsi::FACTORY,
@@ -115,7 +120,7 @@ const FACTORIES: &[PciFactory] = &[
 ];
 
 /// Emulations of bhyve that are still to come.
-const NOT_AVAILABLE: &[&str] = &["ahci", "e1000", "fbuf", "hda", "nvme", "passthru", "uart", "virtio-net", "xhci"];
+const NOT_AVAILABLE: &[&str] = &["ahci", "e1000", "fbuf", "hda", "nvme", "passthru", "uart", "xhci"];
 
 /// All emulations this build has.
 pub fn factories() -> &'static [PciFactory] {
@@ -160,8 +165,8 @@ mod tests {
                 Err(other) => panic!("{}: {other}", device.name),
             }
         }
-        let error = find("virtio-net").err().unwrap();
-        assert_eq!(error.to_string(), "virtio-net: not available in this build yet");
+        let error = find("virtio-scsi").err().unwrap();
+        assert_eq!(error.to_string(), "virtio-scsi: not available in this build yet");
         assert_eq!(find("ne2k").err().unwrap().to_string(), "unknown device \"ne2k\"");
     }
 }

@@ -7,6 +7,7 @@
 //! | [`linux`] | the Debian guests of `cargo xtask guest all` and their shell |
 //! | [`debian`] | installed Debian systems with systemd and tools, directly or by firmware: [`Debian`] |
 //! | [`kernel`] | a kernel of a few hundred bytes that ends the VM in any way it is told to |
+//! | [`servers`] | small servers on the host for guests to talk to |
 //! | [`terminal`] | pseudo terminals and their modes |
 //! | [`host`] | what the host's kernel says of a process |
 //! | [`files`] | the program under test, guests' files, scratch folders |
@@ -26,6 +27,7 @@ pub mod host;
 pub mod kernel;
 pub mod linux;
 pub mod program;
+pub mod servers;
 pub mod terminal;
 
 use std::time::Duration;

@@ -158,6 +158,33 @@ fn scsi_disks_that_cannot_be_had() {
 }
 
 #[test]
+fn networks_that_cannot_be_had() {
+    let folder = folder();
+    let attach = |network: &str, words: &[&str]| {
+        let slot = format!("3:0,virtio-net,{network}");
+        refused(folder.path(), &["-s", &slot, "-o", HERE, "vm"], 4, words);
+    };
+    attach("bridge0", &["pci slot 0:3:0", "\"bridge0\" is no network", "slirp"]);
+    attach("netgraph,path=br:,peerhook=a", &["netgraph exists only on FreeBSD"]);
+    attach("netmap:eth0", &["netmap exists only on FreeBSD"]);
+    attach("tap-with-a-long-name", &["tap-with-a-long-name", "15 characters"]);
+    attach("tap0,mac=01:00:00:00:00:01", &["Invalid MAC 01:00:00:00:00:01"]);
+    attach("tap0,mac=zz", &["Invalid MAC zz"]);
+    attach("tap0,mtu=1", &["mtu", "68"]);
+    attach("tap0,queues=0", &["queues"]);
+    attach("slirp,hostfwd=tcp:localhost:1-:2", &["hostfwd", "\"localhost:1\" is no address and port"]);
+    attach("slirp,open=perhaps", &["open", "perhaps"]);
+    attach("slirp,dns=here", &["dns=\"here\"", "name server"]);
+    attach("unix:missing.socket", &["cannot connect to missing.socket", "No such file"]);
+    attach("unix:disk", &["cannot connect to disk"]);
+    attach("vale0", &["vale0", "valeX:PORT"]);
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap();
+    attach(&format!("slirp,hostfwd=tcp:{address}-:22"), &["cannot listen on tcp", &address.to_string(), "in use"]);
+    attach("tap0,colour=red", &["Invalid device option \"colour\""]);
+}
+
+#[test]
 fn a_disk_is_not_given_to_two_vms() {
     let folder = folder();
     let disk = ["-s", "3,virtio-blk,disk", "-l", "com1,stdio"];
@@ -252,7 +279,6 @@ fn what_is_known_but_not_built_is_said_in_one_line() {
         "virtio-9p,share=/",
         "virtio-console,port=socket",
         "virtio-input,/dev/input/event0",
-        "virtio-net,tap0",
         "virtio-scsi",
         "xhci,tablet",
     ] {

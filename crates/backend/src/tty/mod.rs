@@ -27,7 +27,7 @@ mod raw;
 mod socket;
 mod spec;
 mod stdio;
-mod wake;
+pub(crate) mod wake;
 
 use std::io;
 use std::sync::Weak;

@@ -46,7 +46,7 @@ pub(crate) fn wait(fds: &mut [PollFd<'_>]) {
 }
 
 /// Waits until `file` can be written (or has failed, which the next write tells); `false` when `stop` was set first.
-pub(super) fn writable(file: impl AsFd, stop: &Wake) -> bool {
+pub(crate) fn writable(file: impl AsFd, stop: &Wake) -> bool {
     let mut fds = [PollFd::new(&file, PollFlags::OUT), PollFd::new(stop, PollFlags::IN)];
     wait(&mut fds);
     !fds[0].revents().is_empty() || fds[1].revents().is_empty()

@@ -68,5 +68,6 @@ pub mod class {
     pub const INPUT_OTHER: (u8, u8, u8) = (0x09, 0x80, 0x00);
     pub const MEMORY_OTHER: (u8, u8, u8) = (0x05, 0x80, 0x00);
     pub const STORAGE_OTHER: (u8, u8, u8) = (0x01, 0x80, 0x00);
+    pub const ETHERNET: (u8, u8, u8) = (0x02, 0x00, 0x00);
     pub const ENCRYPTION: (u8, u8, u8) = (0x10, 0x00, 0x00);
 }

@@ -83,15 +83,31 @@ impl VirtioContext {
         self.features() & features == features
     }
 
+    /// Whether the driver has said that it is ready.
+    pub fn is_driver_ok(&self) -> bool {
+        self.status() & status::DRIVER_OK != 0
+    }
+
     /// Gives a chain back with `written` bytes in its writable buffers, and interrupts if the driver wants that.
-    pub fn complete(&self, mut chain: Chain, written: u32) {
-        match chain.publish(written) {
-            Ok(true) => self.interrupt_queue(chain.queue()),
-            Ok(false) => {}
-            Err(why) => self.fail(chain.queue(), &why),
-        }
+    pub fn complete(&self, chain: Chain, written: u32) {
+        self.told(chain.queue(), chain.queue().publish([(&chain, written)]));
         // Only now is the chain no longer in flight: a snapshot that waits for that finds the interrupt raised.
         drop(chain);
+    }
+
+    /// Gives back chains of one queue, each with the number of bytes written to it, and empties the list. The driver sees
+    /// all of them at once, with at most one interrupt.
+    pub fn complete_all(&self, queue: &VirtQueue, chains: &mut Vec<(Chain, u32)>) {
+        self.told(queue, queue.publish(chains.iter().map(|(chain, written)| (chain, *written))));
+        chains.clear();
+    }
+
+    fn told(&self, queue: &VirtQueue, wants_interrupt: Result<bool, QueueError>) {
+        match wants_interrupt {
+            Ok(true) => self.interrupt_queue(queue),
+            Ok(false) => {}
+            Err(why) => self.fail(queue, &why),
+        }
     }
 
     /// Takes the next chain of a queue. After a breach of the protocol the queue stops and there is none.

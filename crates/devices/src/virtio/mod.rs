@@ -7,7 +7,7 @@
 //! | [`context`] | what a device works with: its queues, the negotiated features, interrupts |
 //! | [`transport`] | the registers in the PCI function's BARs, legacy and modern |
 //! | [`worker`] | a thread that sleeps until a queue has work |
-//! | [`balloon`], [`blk`], [`console`], [`fs`], [`input`], [`p9`], [`rnd`], [`scsi`], [`vsock`] | the devices |
+//! | [`balloon`], [`blk`], [`console`], [`fs`], [`input`], [`net`], [`p9`], [`rnd`], [`scsi`], [`vsock`] | the devices |
 //!
 //! Threads. A doorbell write calls [`VirtioDevice::notify`] on the vCPU thread and returns at once; the work is done on
 //! a [`worker::Worker`] or on the back end's threads. A reset first closes the queues, so that late completions go
@@ -26,6 +26,7 @@ pub mod console;
 pub mod context;
 pub mod fs;
 pub mod input;
+pub mod net;
 pub mod p9;
 pub mod queue;
 pub mod rnd;
@@ -80,6 +81,9 @@ pub trait VirtioDevice: Persist {
     fn config_write(&self, offset: u32, bytes: &[u8]) {
         let _ = (offset, bytes);
     }
+
+    /// The driver is ready: the features are settled. Also called when a saved device goes on.
+    fn start(&self) {}
 
     /// The guest has put buffers on queue `index` (or may have). Returns at once.
     fn notify(&self, index: u16);

@@ -111,6 +111,11 @@ impl VirtQueue {
         self.index
     }
 
+    /// Entries of the rings.
+    pub fn size(&self) -> u16 {
+        self.ring().state.size
+    }
+
     pub(crate) fn max_size(&self) -> u16 {
         self.max_size
     }
@@ -250,19 +255,61 @@ impl VirtQueue {
 
     /// Asks the driver to notify of the next buffer; returns whether there is one already, so that the caller looks again.
     pub fn enable_notifications(&self) -> bool {
+        self.enable_notifications_after(0)
+    }
+
+    /// The same, for a caller to whom the next `known` chains are not enough: it wants to know of what follows them.
+    pub fn enable_notifications_after(&self, known: u16) -> bool {
         let ring = self.ring();
         if !ring.state.ready || ring.state.broken {
             return false;
         }
+        let next = ring.state.next_available.wrapping_add(known);
         let told = if ring.features & feature::EVENT_IDX == 0 {
             self.memory.store_u16(ring.state.used, 0, Ordering::Relaxed)
         } else {
             offset(ring.state.used, 4, 8, ring.state.size)
-                .and_then(|at| self.memory.store_u16(at, ring.state.next_available, Ordering::Relaxed))
+                .and_then(|at| self.memory.store_u16(at, next, Ordering::Relaxed))
         };
         // The driver publishes buffers and then reads what was just stored; one of the two sees the other's store.
         fence(Ordering::SeqCst);
-        told.is_ok() && ring.available_index(&self.memory).is_ok_and(|index| index != ring.state.next_available)
+        told.is_ok() && ring.available_index(&self.memory).is_ok_and(|index| index != next)
+    }
+
+    /// Gives back to the driver's side the chains that were popped last, as if they had never been popped.
+    pub(crate) fn put_back(&self, chains: impl IntoIterator<Item = Chain>) {
+        for chain in chains {
+            let mut ring = self.ring();
+            if chain.epoch == ring.epoch {
+                ring.state.next_available = ring.state.next_available.wrapping_sub(1);
+            }
+            drop(ring);
+        }
+    }
+
+    /// Puts chains of this queue on the used ring, all at once, each with the number of bytes written; returns whether
+    /// the driver wants an interrupt.
+    pub(crate) fn publish<'a>(&self, chains: impl IntoIterator<Item = (&'a Chain, u32)>) -> Result<bool, QueueError> {
+        let memory = &self.memory;
+        let mut ring = self.ring();
+        let QueueState { size, used, ready, broken, .. } = ring.state;
+        if !ready || broken {
+            return Ok(false);
+        }
+        let (mut next, mut count) = (ring.state.next_used, 0);
+        for (chain, written) in chains.into_iter().filter(|(chain, _)| chain.epoch == ring.epoch) {
+            let element = offset(used, 4, 8, next % size)?;
+            memory.write_u32(element, u32::from(chain.head))?;
+            memory.write_u32(element + 4, written)?;
+            next = next.wrapping_add(1);
+            count += 1;
+        }
+        if count == 0 {
+            return Ok(false);
+        }
+        ring.state.next_used = next;
+        memory.store_u16(offset(used, 2, 0, 0)?, next, Ordering::Release)?;
+        Ok(ring.wants_interrupt(memory, count)?)
     }
 
     /// Where the rings are and where to begin, for somebody else who serves the queue.
@@ -302,12 +349,13 @@ impl Ring {
         memory.load_u16(offset(self.state.available, 2, 0, 0)?, Ordering::Acquire)
     }
 
-    /// Whether the driver wants an interrupt for the buffers used since it was last asked (2.7.7).
-    fn wants_interrupt(&mut self, memory: &GuestMemory) -> Result<bool, MemoryError> {
+    /// Whether the driver wants an interrupt for the buffers used since it was last asked (2.7.7), of which `count` still
+    /// count as in flight.
+    fn wants_interrupt(&mut self, memory: &GuestMemory, count: u32) -> Result<bool, MemoryError> {
         fence(Ordering::SeqCst);
         let QueueState { size, available, next_available, next_used, .. } = self.state;
         if self.features & feature::NOTIFY_ON_EMPTY != 0
-            && self.in_flight <= 1
+            && self.in_flight <= count
             && self.available_index(memory)? == next_available
         {
             return Ok(true);
@@ -326,22 +374,6 @@ impl Chain {
     /// The queue it came from.
     pub fn queue(&self) -> &Arc<VirtQueue> {
         &self.queue
-    }
-
-    /// Puts the chain on the used ring with `written` bytes; returns whether the driver wants an interrupt.
-    pub(crate) fn publish(&mut self, written: u32) -> Result<bool, QueueError> {
-        let memory = &self.queue.memory;
-        let mut ring = self.queue.ring();
-        let QueueState { size, used, next_used, ready, broken, .. } = ring.state;
-        if ring.epoch != self.epoch || !ready || broken {
-            return Ok(false);
-        }
-        let element = offset(used, 4, 8, next_used % size)?;
-        memory.write_u32(element, u32::from(self.head))?;
-        memory.write_u32(element + 4, written)?;
-        ring.state.next_used = next_used.wrapping_add(1);
-        memory.store_u16(offset(used, 2, 0, 0)?, ring.state.next_used, Ordering::Release)?;
-        Ok(ring.wants_interrupt(memory)?)
     }
 }
 

@@ -10,6 +10,12 @@ const SIZE: u16 = 8;
 const RINGS: u64 = 0x4000;
 const BUFFERS: u64 = 0x10000;
 
+impl Chain {
+    fn publish(&self, written: u32) -> Result<bool, QueueError> {
+        self.queue.publish([(self, written)])
+    }
+}
+
 struct Bench {
     ram: GuestMemory,
     queue: Arc<VirtQueue>,
@@ -54,7 +60,7 @@ fn chains_go_there_and_back_in_any_order() {
     assert!(b.queue.pop().unwrap().is_none());
     let first = b.driver.push(&[Buffer::readable(BUFFERS, 16), Buffer::writable(BUFFERS + 0x100, 512)]);
     let second = b.driver.push(&[Buffer::readable(BUFFERS, 8)]);
-    let (mut one, mut two) = (b.pop(), b.pop());
+    let (one, two) = (b.pop(), b.pop());
     assert_eq!((one.readable.len(), one.writable.len()), (16, 512));
     assert!(b.queue.pop().unwrap().is_none());
     two.publish(0).unwrap();
@@ -88,7 +94,7 @@ fn notify_on_empty_overrides_suppression_when_nothing_is_left() {
     b.driver.set_available_flags(1);
     b.driver.push(&[Buffer::writable(BUFFERS, 4)]);
     b.driver.push(&[Buffer::writable(BUFFERS, 4)]);
-    let (mut one, mut two) = (b.pop(), b.pop());
+    let (one, two) = (b.pop(), b.pop());
     assert!(!one.publish(0).unwrap(), "another request is under way");
     drop(one);
     assert!(two.publish(0).unwrap());
@@ -161,7 +167,7 @@ fn rings_outside_memory_are_found_out() {
             Err(QueueError::Ring(_)) => assert_eq!(field, 1),
             Err(other) => panic!("{other}"),
             Ok(None) => assert_eq!(field, 1),
-            Ok(Some(mut chain)) => assert!(field == 0 || matches!(chain.publish(4), Err(QueueError::Ring(_)))),
+            Ok(Some(chain)) => assert!(field == 0 || matches!(chain.publish(4), Err(QueueError::Ring(_)))),
         }
     }
 }
@@ -170,7 +176,7 @@ fn rings_outside_memory_are_found_out() {
 fn closing_makes_chains_stale_and_waits_for_them() {
     let mut b = Bench::new(0);
     b.driver.push(&[Buffer::writable(BUFFERS, 4)]);
-    let mut chain = b.pop();
+    let chain = b.pop();
     b.queue.close();
     assert!(!b.queue.is_ready() && b.queue.pop().unwrap().is_none());
     let queue = b.queue.clone();
@@ -236,7 +242,7 @@ fn random_rings_never_reach_outside() {
         let ahead = random.below(12) as u16;
         b.driver.set_available_index(b.queue.state().next_available.wrapping_add(ahead));
         match b.queue.pop() {
-            Ok(Some(mut chain)) => {
+            Ok(Some(chain)) => {
                 for range in chain.readable.ranges().iter().chain(chain.writable.ranges()) {
                     assert!(b.ram.is_ram(range.start.0, range.size));
                 }

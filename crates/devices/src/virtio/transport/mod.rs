@@ -155,6 +155,7 @@ impl VirtioPci {
         }
         self.context.set_status(value);
         if value & !before & status::DRIVER_OK != 0 {
+            self.device.start();
             self.notify_all();
         }
     }
@@ -266,6 +267,9 @@ impl PciDevice for VirtioPci {
     }
 
     fn resume(&self) {
+        if self.context.status() & status::DRIVER_OK != 0 {
+            self.device.start();
+        }
         self.notify_all();
     }
 }
