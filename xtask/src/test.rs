@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use crate::guests::Store;
-use crate::process::{cargo, find_tool, run as run_to_end, run_watched, say};
+use crate::process::{cargo, find_tool, output, run as run_to_end, run_watched, say};
 use crate::{boot, layout};
 
 /// Programs that the tests need, and the Debian packages that have them.
@@ -61,12 +61,28 @@ pub(crate) fn run() -> Result<ExitCode> {
     step("guests", &mut || Store::open()?.all().map(drop));
     step("format", &mut || run_to_end(cargo().args(["fmt", "--all", "--check"])));
     step("lints", &mut || run_to_end(cargo().args(CLIPPY)));
+    step("other hosts", &mut check_other_hosts);
     step("release build", &mut || boot::build().map(drop));
     step("tests", &mut || run_tests(&mut counts));
     Ok(summary(&steps, &counts))
 }
 
 const CLIPPY: [&str; 6] = ["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"];
+
+/// A host without the translator, KVM for x86 guests and host instructions.
+const OTHER_HOST: &str = "aarch64-unknown-linux-gnu";
+
+/// Checks that the program builds for another architecture, where the interpreter alone runs.
+fn check_other_hosts() -> Result<()> {
+    let rustc = env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
+    let sysroot = output(Command::new(rustc).args(["--print", "sysroot"]))?;
+    let library = Path::new(sysroot.trim()).join("lib/rustlib").join(OTHER_HOST);
+    if !library.exists() {
+        let rustup = find_tool("rustup").with_context(|| format!("Rust's library for {OTHER_HOST} is missing"))?;
+        run_to_end(Command::new(rustup).args(["target", "add", OTHER_HOST]))?;
+    }
+    run_to_end(cargo().args(["check", "--package", "bhyve", "--target", OTHER_HOST]).env("RUSTFLAGS", "-D warnings"))
+}
 
 /// Gets what is missing where that needs no questions asked: rustup's components, and as root on
 /// Debian the packages.

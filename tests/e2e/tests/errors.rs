@@ -56,6 +56,19 @@ fn nothing_to_boot() {
 }
 
 #[test]
+fn processors_that_cannot_be_had() {
+    let folder = folder();
+    let soft = |key: &str| ["-o", "cpu.engine=soft", "-o", HERE, "-o", key, "vm"].map(str::to_owned);
+    for (key, words) in [
+        ("cpu.model=x86-64-v9", ["no such model", "host, x86-64-v2, x86-64-v3, x86-64-v4"]),
+        ("cpu.features=-avx,+avx99", ["no feature \"avx99\"", " sse4_2 "]),
+    ] {
+        let args = soft(key);
+        refused(folder.path(), &args.each_ref().map(String::as_str), 4, &words);
+    }
+}
+
+#[test]
 fn kernels_that_cannot_be_booted() {
     let folder = folder();
     let boot = |image: &str, words: &[&str]| {

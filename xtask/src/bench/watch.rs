@@ -100,7 +100,7 @@ fn cpu_time(pid: u32) -> Option<f64> {
     Some((ticks(14)? + ticks(15)?) / USER_HZ)
 }
 
-/// Resident memory of a process without that of the guest's RAM, in bytes.
+/// Resident memory of a process without that of the guest's RAM, in bytes. What is mapped twice counts once.
 fn own_memory(pid: u32, guest: u64) -> Option<u64> {
     beyond_guest(&fs::read_to_string(format!("/proc/{pid}/smaps")).ok()?, guest)
 }
@@ -112,8 +112,8 @@ fn beyond_guest(smaps: &str, guest: u64) -> Option<u64> {
         let mut words = line.split_whitespace();
         match words.next()? {
             "Size:" => size = kib(words.next())?,
-            "Rss:" if named || nameless && size == guest => {}
-            "Rss:" => sum += kib(words.next())?,
+            "Pss:" if named || nameless && size == guest => {}
+            "Pss:" => sum += kib(words.next())?,
             word if !word.ends_with(':') => {
                 named = line.contains("memfd:guest-ram");
                 nameless = words.nth(3).is_some_and(|inode| inode == "0") && words.next().is_none();
@@ -137,16 +137,16 @@ mod tests {
         let smaps = "\
 7f0000000000-7f0020000000 rw-s 00000000 00:01 77 /memfd:guest-ram (deleted)
 Size:             524288 kB
-Rss:              100000 kB
+Pss:              100000 kB
 7f1000000000-7f1020000000 rw-p 00000000 00:00 0
 Size:             524288 kB
-Rss:               50000 kB
+Pss:               50000 kB
 7f2000000000-7f2000100000 rw-p 00000000 00:00 0
 Size:               1024 kB
-Rss:                 100 kB
+Pss:                 100 kB
 7f3000000000-7f3000100000 rw-p 00000000 00:00 0 [heap]
 Size:             524288 kB
-Rss:                  20 kB
+Pss:                  20 kB
 ";
         assert_eq!(beyond_guest(smaps, 512 << 20), Some(120 << 10));
         assert_eq!(beyond_guest("", 1), Some(0));

@@ -50,9 +50,7 @@ pub enum ModelError {
         name: String,
     },
     /// The host does not have what was asked for.
-    #[error(
-        "{key}: this host's processor does not have {names}; hide it with cpu.features=-NAME or choose a smaller cpu.model"
-    )]
+    #[error("{key}: this host's processor does not have {names}; leave it out, or choose a smaller cpu.model")]
     Missing {
         /// The key and value that ask for it.
         key: String,

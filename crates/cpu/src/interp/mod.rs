@@ -72,6 +72,16 @@ enum Code {
     Uncached(Op),
 }
 
+/// How [`Vcpu::interpret_some`] went.
+pub(crate) struct Run {
+    /// Instructions begun, at least one.
+    pub(crate) begun: usize,
+    /// How the last of them ended.
+    pub(crate) outcome: Step,
+    /// Execution goes on behind it.
+    pub(crate) straight: bool,
+}
+
 /// Longest block, in instructions.
 const MAX_BLOCK: usize = 64;
 /// Longest block, in bytes.
@@ -331,6 +341,28 @@ impl Vcpu {
         }
         self.cache.put_back(block, ops);
         result
+    }
+
+    /// Runs up to `limit` instructions of the block at RIP for comparison with translated code, and ends where one does not go on
+    /// with the next.
+    pub(crate) fn interpret_some(&mut self, limit: u32) -> Run {
+        let block = match self.fetch() {
+            Ok(Code::Cached(block)) if !self.near_limit() => block,
+            // Hardly ever: as at the end of a segment.
+            _ => return Run { begun: 1, outcome: self.interpret(true), straight: false },
+        };
+        let ops = self.cache.take_ops(block);
+        self.block_end = ops.len().min(limit as usize);
+        let mut run = Run { begun: 0, outcome: Ok(()), straight: true };
+        while run.begun < self.block_end && run.straight && run.outcome.is_ok() && !self.cannot_be_compared() {
+            let op = &ops[run.begun];
+            let next = self.regs[RIP].wrapping_add(u64::from(op.len));
+            run.outcome = self.run_op(op);
+            run.straight = self.regs[RIP] == next;
+            run.begun += 1;
+        }
+        self.cache.put_back(block, ops);
+        run
     }
 
     #[inline]

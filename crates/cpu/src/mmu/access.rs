@@ -255,7 +255,8 @@ impl Vcpu {
             Access::Write => entry.write,
             Access::Execute => entry.exec,
         };
-        if tag == linear & !0xfff || access == Access::Write && self.is_untouched(linear) {
+        let slow_write = access == Access::Write && (self.is_untouched(linear) || self.is_checked(linear));
+        if tag == linear & !0xfff || slow_write {
             return Ok(entry.phys | linear & 0xfff);
         }
         let found = self.translate(linear, access)?;
@@ -263,7 +264,9 @@ impl Vcpu {
         let watched = self.watches_page(linear);
         if self.memory.is_ram(page, 0x1000) {
             let pages = self.memory.pages();
-            let writable = found.writable && !watched && !pages.holds_code(page) && self.check.is_none();
+            let writable = found.writable && !watched && !pages.holds_code(page);
+            let checked = writable && self.check.is_some();
+            let writable = writable && !checked;
             // Not yet: so that zeroes, of which guests write many to memory that they never use, need no host memory.
             let untouched = writable && pages.is_untouched(page);
             let entry = Entry {
@@ -274,6 +277,7 @@ impl Vcpu {
                 phys: page,
                 global: found.global,
                 untouched,
+                checked,
             };
             self.tlb.fill(linear, entry, found.shift);
         }
@@ -298,6 +302,12 @@ impl Vcpu {
     fn is_untouched(&self, linear: u64) -> bool {
         let entry = self.tlb.slot(linear);
         entry.untouched && entry.read == linear & !0xfff && self.memory.pages().is_untouched(entry.phys)
+    }
+
+    /// Whether the page of a linear address may be written, as the TLB knows, by an interpreter that runs for comparison.
+    fn is_checked(&self, linear: u64) -> bool {
+        let entry = self.tlb.slot(linear);
+        self.check.is_some() && entry.checked && entry.read == linear & !0xfff
     }
 
     fn write_physical(&mut self, gpa: u64, bytes: &[u8]) {

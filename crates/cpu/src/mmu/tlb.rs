@@ -38,10 +38,20 @@ pub(crate) struct Entry {
     pub(crate) global: bool,
     /// The write tag is missing only because the page was untouched: see [`memory::PageMap::is_untouched`].
     pub(crate) untouched: bool,
+    /// The write tag is missing only because the interpreter ran for comparison when the entry was made.
+    pub(crate) checked: bool,
 }
 
-const EMPTY: Entry =
-    Entry { read: INVALID, write: INVALID, exec: INVALID, addend: 0, phys: u64::MAX, global: false, untouched: false };
+const EMPTY: Entry = Entry {
+    read: INVALID,
+    write: INVALID,
+    exec: INVALID,
+    addend: 0,
+    phys: u64::MAX,
+    global: false,
+    untouched: false,
+    checked: false,
+};
 
 /// Number of the bit that stands for a large page.
 fn large_bit(linear: u64, shift: u32) -> usize {

@@ -2,12 +2,15 @@
 
 use std::path::Path;
 
+#[cfg(target_arch = "x86_64")]
 use kvm_ioctls::{Cap, Kvm};
 
 /// Version of the KVM interface that this engine speaks; the only one there has been since Linux 2.6.22.
+#[cfg(target_arch = "x86_64")]
 const API_VERSION: i32 = 12;
 
 /// Capabilities without which the engine cannot run.
+#[cfg(target_arch = "x86_64")]
 const NEEDED: [Cap; 15] = [
     Cap::Irqchip,
     Cap::Pit2,
@@ -58,10 +61,14 @@ fn judge(cpuinfo: &str, is_loaded: impl Fn(&str) -> bool) -> Result<(), String> 
 /// # Errors
 /// Why not, and what to do.
 pub fn probe() -> Result<(), String> {
-    open().map(|_| ())
+    #[cfg(target_arch = "x86_64")]
+    return open().map(|_| ());
+    #[cfg(not(target_arch = "x86_64"))]
+    Err("the host's processor is not an x86-64 one".into())
 }
 
 /// Opens /dev/kvm and checks what it can do.
+#[cfg(target_arch = "x86_64")]
 pub(super) fn open() -> Result<Kvm, String> {
     let kvm = Kvm::new().map_err(|error| cannot_open(error.errno()))?;
     let version = kvm.get_api_version();
@@ -79,6 +86,7 @@ pub(super) fn open() -> Result<Kvm, String> {
     }
 }
 
+#[cfg(target_arch = "x86_64")]
 fn cannot_open(errno: i32) -> String {
     match errno {
         libc::ENOENT => "there is no /dev/kvm: load the kernel module kvm_intel or kvm_amd".into(),
@@ -107,6 +115,7 @@ mod tests {
         assert!(judge("", |_| true).is_err());
     }
 
+    #[cfg(target_arch = "x86_64")]
     #[test]
     fn says_what_to_do() {
         assert!(cannot_open(libc::EACCES).contains("group kvm"));
