@@ -1,7 +1,7 @@
 //! The software CPU's keys, with Debian's kernel.
 
 use e2e::Linux;
-use e2e::linux::Guest;
+use e2e::linux::{Guest, PROMPT};
 
 /// A guest of the software engine.
 fn soft(keys: &[&str]) -> Linux {
@@ -24,7 +24,11 @@ fn counter(guest: &Guest, name: &str) -> u64 {
 /// Every translated block of a whole boot is compared with the interpreter; the program ends by abort(3) at a difference.
 #[test]
 fn a_boot_in_lock_step() {
-    let mut guest = soft(&["cpu.jit.check=1", "cpu.stats=true"]).boot();
+    let mut guest = soft(&["cpu.jit.check=1", "cpu.stats=true"]).start();
+    // It takes minutes: the waiting is in parts.
+    for stage in ["Memory: ", "AppArmor: ", "NET: Registered PF_INET6", "Run /init", PROMPT] {
+        guest.wait_for(stage);
+    }
     let sum = guest.shell("seq 1 20000 | sha256sum");
     guest
         .check(sum.starts_with("f6351f5ead9a700e34275480b3856ea738122a7c57bdeb744a631251c069587a"), "a wrong checksum");
