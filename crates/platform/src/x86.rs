@@ -74,6 +74,7 @@ pub mod efer {
     pub const LME: u64 = 1 << 8;
     pub const LMA: u64 = 1 << 10;
     pub const NXE: u64 = 1 << 11;
+    pub const AIBRSE: u64 = 1 << 21;
 }
 
 /// Index of a general-purpose register in [`VcpuState::gpr`] (the encoding in instructions).

@@ -111,8 +111,8 @@ mod mask {
     /// SYSCALL, NX, MMXEXT, 1 GB pages, RDTSCP, long mode, and AMD's copies of leaf 1.
     pub(super) const EXT1_EDX: u32 =
         bits(&[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 13, 14, 15, 16, 17, 20, 22, 23, 24, 26, 27, 29]);
-    /// LFENCE always serialises; no speculative return stack overflow.
-    pub(super) const EXT21_EAX: u32 = bits(&[2, 29]);
+    /// LFENCE always serialises; indirect branches need no care in software (automatic IBRS); no speculative return stack overflow.
+    pub(super) const EXT21_EAX: u32 = bits(&[2, 8, 29]);
     /// No transient scheduler attacks by store queue or L1.
     pub(super) const EXT21_ECX: u32 = bits(&[1, 2]);
     /// XSAVEOPT, XSAVEC, XGETBV with ECX 1, XSAVES.
@@ -394,7 +394,7 @@ mod tests {
         let amd = |function, _| if function & 0xffff == 0 { [0x8000_0008, 0x6874_7541, 0, 0] } else { [0; 4] };
         let model = Features::from_host(PLACE, amd);
         assert_eq!(model.leaf(0x8000_0000, 0)[0], 0x8000_0021);
-        assert_eq!(model.leaf(0x8000_0021, 0), [1 << 29 | 1 << 2, 0, 1 << 2 | 1 << 1, 0]);
+        assert_eq!(model.leaf(0x8000_0021, 0), [1 << 29 | 1 << 8 | 1 << 2, 0, 1 << 2 | 1 << 1, 0]);
         let intel = |function, _| if function & 0xffff == 0 { [0x16, 0x756e_6547, 0, 0] } else { [0; 4] };
         assert_eq!(Features::from_host(PLACE, intel).leaf(0x8000_0000, 0)[0], 0x8000_0008);
     }

@@ -348,8 +348,12 @@ impl Vcpu {
     pub(crate) fn interpret_some(&mut self, limit: u32) -> Run {
         let block = match self.fetch() {
             Ok(Code::Cached(block)) if !self.near_limit() => block,
-            // Hardly ever: as at the end of a segment.
-            _ => return Run { begun: 1, outcome: self.interpret(true), straight: false },
+            Err(trap) => return Run { begun: 1, outcome: Err(trap), straight: false },
+            Ok(_) => {
+                // Code outside RAM or near the end of its segment is not compared.
+                self.refuses_bus_access();
+                return Run { begun: 1, outcome: Ok(()), straight: false };
+            }
         };
         let ops = self.cache.take_ops(block);
         self.block_end = ops.len().min(limit as usize);

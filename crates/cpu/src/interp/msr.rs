@@ -183,14 +183,16 @@ impl Vcpu {
 
     /// EFER: LMA is read-only; LME must not change while paging is on.
     fn write_efer(&mut self, value: u64) -> Step {
-        const WRITABLE: u64 = efer::SCE | efer::LME | efer::NXE;
-        if value & !(WRITABLE | efer::LMA) != 0 || (self.paging() && (value ^ self.efer) & efer::LME != 0) {
+        const COMMON: u64 = efer::SCE | efer::LME | efer::NXE;
+        // Automatic IBRS: AMD's, and without an effect here.
+        let writable = COMMON | if self.features.amd { efer::AIBRSE } else { 0 };
+        if value & !(writable | efer::LMA) != 0 || (self.paging() && (value ^ self.efer) & efer::LME != 0) {
             return Err(Trap::gp(0));
         }
         if (value ^ self.efer) & efer::NXE != 0 {
             self.tlb.flush_all();
         }
-        self.efer = value & WRITABLE | self.efer & efer::LMA;
+        self.efer = value & writable | self.efer & efer::LMA;
         Ok(())
     }
 }

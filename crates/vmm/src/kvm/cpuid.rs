@@ -56,6 +56,11 @@ impl Supported {
         if let Some(leaf) = model.leaves.iter_mut().find(|leaf| leaf.function == 0x4000_0001) {
             leaf.regs[0] &= !EXTENDED_DESTINATION_IDS;
         }
+        // What the software CPU says of speculation is not true of the host's.
+        if let Some(leaf) = model.leaves.iter_mut().find(|leaf| leaf.function == 0x8000_0021) {
+            let supported = self.leaf(0x8000_0021, 0);
+            leaf.regs = std::array::from_fn(|i| leaf.regs[i] & supported[i]);
+        }
         Ok(model)
     }
 }
