@@ -7,10 +7,15 @@
 
 use std::fmt::Write as _;
 
+use platform::x86::Segment;
+
+use crate::decode::Mode;
+use crate::interp::fpu::X87Copy;
+use crate::mmu::tlb::AccessMode;
 use crate::state::flags::Flags;
 use crate::state::{RIP, Shadow};
 use crate::translate::flags;
-use crate::{Step, Vcpu};
+use crate::{Step, Trap, Vcpu};
 
 /// What the interpreter has written, to be taken back.
 #[derive(Default)]
@@ -30,6 +35,20 @@ struct Snapshot {
     vectors: [[u8; 64]; 32],
     opmasks: [u64; 8],
     mxcsr: u32,
+    x87: X87Copy,
+    system: System,
+}
+
+/// What system instructions change.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct System {
+    flags: u64,
+    segments: [Segment; 6],
+    bases: [u64; 8],
+    cpl: u8,
+    kernel_gs_base: u64,
+    mode: Mode,
+    access: AccessMode,
 }
 
 /// What the interpreter made of a block.
@@ -78,21 +97,44 @@ impl Vcpu {
         self.check.as_ref().is_none_or(|log| log.aborted)
     }
 
-    fn snapshot(&self) -> Snapshot {
+    fn snapshot(&mut self) -> Snapshot {
+        let (x87, live) = self.fpu.copy_x87();
+        if live {
+            self.fpu.lend();
+        }
         Snapshot {
+            x87,
             regs: self.regs,
             flags: self.flags,
             fault_address: self.fault_address,
             vectors: self.fpu.vectors,
             opmasks: self.fpu.opmasks,
             mxcsr: self.fpu.mxcsr(),
+            system: System {
+                flags: self.flags.sys,
+                segments: self.segments,
+                bases: self.seg_base,
+                cpl: self.cpl,
+                kernel_gs_base: self.msrs.kernel_gs_base,
+                mode: self.mode,
+                access: self.tlb.mode(),
+            },
         }
+    }
+
+    /// Takes back what system instructions have changed.
+    fn restore_system(&mut self, system: &System) {
+        (self.segments, self.seg_base, self.cpl) = (system.segments, system.bases, system.cpl);
+        self.msrs.kernel_gs_base = system.kernel_gs_base;
+        self.mode = system.mode;
+        self.tlb.force_mode(system.access);
     }
 
     /// Runs `count` instructions in the interpreter, or fewer if a branch is taken before, and takes their effects back. `None` if
     /// they cannot be compared.
     pub(crate) fn rehearse(&mut self, count: u32) -> Option<Expected> {
         let before = self.snapshot();
+        let attention = self.attention;
         self.tlb.exchange();
         self.check = Some(Box::default());
         let mut outcome = Ok(());
@@ -116,7 +158,13 @@ impl Vcpu {
         (self.regs, self.flags, self.fault_address) = (before.regs, before.flags, before.fault_address);
         (self.fpu.vectors, self.fpu.opmasks) = (before.vectors, before.opmasks);
         self.fpu.set_mxcsr(before.mxcsr);
-        let special = self.shadow != Shadow::None || self.attention != 0;
+        // Emitted code uses the registers only if they are where it wants them.
+        self.fpu.restore_x87(&before.x87, true);
+        self.restore_system(&before.system);
+        // A repeated instruction that stopped for an event, an interrupt shadow: there the two may differ.
+        let special = self.shadow != Shadow::None || self.attention != 0 || outcome == Err(Trap::Leave);
+        self.attention = attention;
+        self.shadow = Shadow::None;
         (!log.aborted && !special).then_some(Expected { before, after, outcome, executed, memory })
     }
 
@@ -129,7 +177,12 @@ impl Vcpu {
     /// Compares the state after translated code with the interpreter's. Nothing else can be trusted after a difference, so it
     /// ends the program.
     pub(crate) fn compare(&mut self, expected: &Expected, instructions: u32, outcome: Step) {
+        if outcome == Err(Trap::Leave) {
+            // A repeated instruction has stopped for an event.
+            return;
+        }
         let mut found = String::new();
+        let now = self.snapshot();
         for r in (0..16).chain([RIP]) {
             let (want, got) = (expected.after.regs[r], self.regs[r]);
             if want != got {
@@ -152,9 +205,17 @@ impl Vcpu {
         if want != got {
             let _ = writeln!(found, "opmasks: interpreter {want:x?}, translated {got:x?}");
         }
+        let (want, got) = (expected.after.x87.visible(), now.x87.visible());
+        if want != got {
+            let _ = writeln!(found, "x87: interpreter {want:x?}, translated {got:x?}");
+        }
         let (want, got) = (expected.after.mxcsr, self.fpu.mxcsr());
         if want != got {
             let _ = writeln!(found, "MXCSR: interpreter {want:#x}, translated {got:#x}");
+        }
+        let (want, got) = (expected.after.system, now.system);
+        if want != got {
+            let _ = writeln!(found, "system state: interpreter {want:x?}, translated {got:x?}");
         }
         if expected.outcome != outcome {
             let _ = writeln!(found, "outcome: interpreter {:?}, translated {outcome:?}", expected.outcome);

@@ -82,6 +82,9 @@ pub(crate) struct FpuState {
     pub(super) status: u16,
     /// The x87 registers and tags are in the host's registers, not in `legacy`.
     live: bool,
+    /// Zero while emitted code may use the registers: they are live, and no exception can be raised. Then control and status
+    /// word are the host's, too.
+    reserved: u8,
     /// Last x87 instruction: opcode, offset and selector; its memory operand.
     pub(super) fop: u16,
     pub(super) fcs: u16,
@@ -90,6 +93,23 @@ pub(crate) struct FpuState {
     pub(super) fdp: u64,
     /// What CPUID says about XSAVE areas, once somebody asked.
     pub(super) model: Option<super::xsave::Model>,
+}
+
+/// A copy of the x87 state, for comparisons.
+#[derive(Clone, Copy)]
+pub(crate) struct X87Copy {
+    legacy: [u8; 512],
+    control: u16,
+    status: u16,
+    pointers: (u16, u16, u16, u64, u64),
+}
+
+impl X87Copy {
+    /// Control, status and abridged tag word, and the registers: what programs see all the time.
+    pub(crate) fn visible(&self) -> (u16, u16, u8, [[u8; 10]; 8]) {
+        let st = |i: usize| std::array::from_fn(|n| self.legacy[image::ST + 16 * i + n]);
+        (self.control, self.status, self.legacy[image::FTW], std::array::from_fn(st))
+    }
 }
 
 impl Default for FpuState {
@@ -111,6 +131,7 @@ impl Default for FpuState {
             control: 0,
             status: 0,
             live: false,
+            reserved: 1,
             fop: 0,
             fcs: 0,
             fds: 0,
@@ -127,6 +148,17 @@ impl Default for FpuState {
 }
 
 impl FpuState {
+    /// Offset of the byte that is zero while emitted code may use the x87 registers.
+    pub(crate) const RESERVED: usize = std::mem::offset_of!(Self, reserved);
+    /// Offsets of the last x87 instruction's opcode and offset, CS, DS and operand offset.
+    pub(crate) const POINTERS: [usize; 5] = [
+        std::mem::offset_of!(Self, fop),
+        std::mem::offset_of!(Self, fip),
+        std::mem::offset_of!(Self, fcs),
+        std::mem::offset_of!(Self, fds),
+        std::mem::offset_of!(Self, fdp),
+    ];
+
     pub(crate) fn mxcsr(&self) -> u32 {
         self.mxcsr
     }
@@ -155,12 +187,53 @@ impl FpuState {
     /// x87 control word.
     #[inline]
     pub(crate) fn fcw(&self) -> u16 {
+        #[cfg(target_arch = "x86_64")]
+        if self.reserved == 0 {
+            return super::hostalu::x87::control();
+        }
         self.control
+    }
+
+    /// Lets emitted code use the registers, if they are there; whether it may.
+    #[inline]
+    pub(crate) fn lend(&mut self) -> bool {
+        const MASKS: u16 = 0x3f;
+        self.unpark();
+        self.reserved = u8::from(!self.live || self.control & MASKS != MASKS);
+        self.reserved == 0
+    }
+
+    /// A copy of the x87 state, and whether the registers were in the host's. Parks them.
+    pub(crate) fn copy_x87(&mut self) -> (X87Copy, bool) {
+        let live = self.live;
+        self.park();
+        let pointers = (self.fop, self.fcs, self.fds, self.fip, self.fdp);
+        (X87Copy { legacy: self.legacy, control: self.control, status: self.status, pointers }, live)
+    }
+
+    /// Brings a copy back.
+    pub(crate) fn restore_x87(&mut self, copy: &X87Copy, live: bool) {
+        self.park();
+        (self.legacy, self.control, self.status) = (copy.legacy, copy.control, copy.status);
+        (self.fop, self.fcs, self.fds, self.fip, self.fdp) = copy.pointers;
+        if live {
+            self.lend();
+        }
+    }
+
+    /// Takes control and status word back from emitted code.
+    #[inline]
+    fn take_back(&mut self) {
+        if self.reserved == 0 {
+            (self.control, self.status) = (self.fcw(), self.fsw());
+            self.reserved = 1;
+        }
     }
 
     /// Sets the control word: bit 6 reads as 1, other reserved bits as 0; ES follows from the masks. No exception may be
     /// pending if the registers are live.
     pub(crate) fn set_fcw(&mut self, value: u16) {
+        self.take_back();
         self.control = value & 0x1f3f | 0x40;
         #[cfg(target_arch = "x86_64")]
         if self.live {
@@ -172,6 +245,10 @@ impl FpuState {
     /// x87 status word.
     #[inline]
     pub(crate) fn fsw(&self) -> u16 {
+        #[cfg(target_arch = "x86_64")]
+        if self.reserved == 0 {
+            return super::hostalu::x87::status();
+        }
         self.status
     }
 
@@ -224,6 +301,7 @@ impl FpuState {
 
     #[cold]
     fn park_slow(&mut self) {
+        self.take_back();
         #[cfg(target_arch = "x86_64")]
         super::hostalu::x87::save(&mut self.legacy);
         self.live = false;

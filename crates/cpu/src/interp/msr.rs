@@ -178,6 +178,9 @@ impl Vcpu {
             }
         };
         *slot = value;
+        if matches!(index, index::STAR | index::LSTAR | index::FMASK) {
+            self.forget_calls();
+        }
         Some(Ok(()))
     }
 
@@ -193,6 +196,7 @@ impl Vcpu {
             self.tlb.flush_all();
         }
         self.efer = value & writable | self.efer & efer::LMA;
+        self.forget_calls();
         Ok(())
     }
 }

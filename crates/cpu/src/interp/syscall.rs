@@ -19,14 +19,31 @@ const CODE32: u32 = 0xc09b;
 const DATA: u32 = 0xc093;
 const DPL3: u32 = 3 << 5;
 
+/// A flat segment with rights `access` at privilege level `level` (0 or 3).
+#[inline]
+fn flat(selector: u16, access: u32, level: u8) -> Segment {
+    let (rpl, dpl) = if level == 3 { (3, DPL3) } else { (0, 0) };
+    Segment { selector: selector & !3 | rpl, base: 0, limit: u32::MAX, access: access | dpl }
+}
+
+/// CS and SS that SYSCALL of 64-bit code loads.
+pub(crate) fn call_segments(star: u64) -> (Segment, Segment) {
+    let selector = (star >> 32) as u16 & !3;
+    (flat(selector, CODE64, 0), flat(selector.wrapping_add(8), DATA, 0))
+}
+
+/// CS and SS that SYSRET with 64-bit operand size loads.
+pub(crate) fn return_segments(star: u64) -> (Segment, Segment) {
+    let selector = (star >> 48) as u16;
+    (flat(selector.wrapping_add(16), CODE64, 3), flat(selector.wrapping_add(8), DATA, 3))
+}
+
 impl Vcpu {
     /// Loads CS and SS with flat segments at privilege level `level` (0 or 3), CS with rights `code`.
     #[inline]
     fn set_flat(&mut self, cs: u16, ss: u16, code: u32, level: u8) {
-        let (rpl, dpl) = if level == 3 { (3, DPL3) } else { (0, 0) };
-        let flat = |selector: u16, access| Segment { selector: selector & !3 | rpl, base: 0, limit: u32::MAX, access };
-        self.put_segment(seg::CS, flat(cs, code | dpl));
-        self.put_segment(seg::SS, flat(ss, DATA | dpl));
+        self.put_segment(seg::CS, flat(cs, code, level));
+        self.put_segment(seg::SS, flat(ss, DATA, level));
         self.cpl = level;
         self.update_mode();
     }

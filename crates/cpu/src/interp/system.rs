@@ -248,6 +248,7 @@ impl Vcpu {
             self.tlb.flush_all();
         }
         self.cr4 = value;
+        self.cr4_changed(old);
         self.update_access_mode();
         Ok(())
     }

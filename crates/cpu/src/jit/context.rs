@@ -81,6 +81,9 @@ pub(crate) struct Context {
     pub(crate) host_mxcsr: u64,
     /// Distances between host and linear addresses that groups of accesses share while a block runs.
     pub(crate) addends: [u64; crate::translate::share::SLOTS],
+    /// RFLAGS.DF.
+    pub(crate) backward: u64,
+    pub(crate) calls: super::calls::FastCalls,
 }
 
 /// Offset of a field.

@@ -6,12 +6,14 @@
 //! | [`context`]    | layout of the block that emitted code reaches from RSP                 |
 //! | [`perf_map`]   | names for translated code in profiles                                  |
 //! | [`table`]      | TLB and jump cache for emitted code                                    |
+//! | [`calls`]      | what SYSCALL and SYSRET of emitted code need                         |
 //! | [`trampoline`] | the way in and the way out                                             |
 //! | [`blocks`]     | which code was made from what, and how long it stays valid             |
 //! | [`run`]        | entering code, and what it calls                                       |
 
 pub(crate) mod arena;
 pub(crate) mod blocks;
+pub(crate) mod calls;
 pub(crate) mod context;
 pub(crate) mod perf_map;
 pub(crate) mod run;
@@ -19,6 +21,8 @@ pub(crate) mod table;
 #[cfg(test)]
 mod tests;
 pub(crate) mod trampoline;
+
+use iced_x86::Mnemonic;
 
 use crate::Step;
 use crate::translate::{Site, SiteKind};
@@ -67,6 +71,32 @@ pub struct TranslatorCounters {
     pub checked: u64,
 }
 
+/// How often emitted code called the interpreter, by instruction.
+#[derive(Default)]
+struct Fallbacks(Vec<u64>);
+
+impl Fallbacks {
+    #[inline]
+    fn count(&mut self, mnemonic: Mnemonic) {
+        let index = mnemonic as usize;
+        if index >= self.0.len() {
+            self.0.resize(index + 1, 0);
+        }
+        self.0[index] += 1;
+    }
+
+    /// Names and counts, most frequent first.
+    fn list(&self) -> Vec<(String, u64)> {
+        let mut list: Vec<_> = Mnemonic::values()
+            .zip(&self.0)
+            .filter(|(_, count)| **count != 0)
+            .map(|(mnemonic, count)| (format!("{mnemonic:?}").to_lowercase(), *count))
+            .collect();
+        list.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
+        list
+    }
+}
+
 /// The translator of one vCPU.
 pub(crate) struct Jit {
     options: TranslatorOptions,
@@ -78,6 +108,7 @@ pub(crate) struct Jit {
     outcome: Step,
     fast_pext: bool,
     pub(crate) counters: TranslatorCounters,
+    fallbacks: Fallbacks,
     checks: u32,
     /// Vector level that code is made for and looked up by.
     vectors: u8,
@@ -86,4 +117,4 @@ pub(crate) struct Jit {
 }
 
 /// Site that every trampoline may be called with: a block that was dropped.
-const STALE: Site = Site { kind: SiteKind::Branch { start: 0, undo: 0 }, access: 0, block: u32::MAX };
+const STALE: Site = Site { kind: SiteKind::Branch { start: 0, undo: 0 }, access: 0, block: u32::MAX, x87: false };

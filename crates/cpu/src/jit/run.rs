@@ -8,7 +8,7 @@ use super::blocks::{self, Block, Key, ONE_PAGE};
 use super::context::{Context, MODES};
 use super::table::Tables;
 use super::trampoline::{self, Targets};
-use super::{Jit, STALE, TranslatorCounters, TranslatorOptions};
+use super::{Fallbacks, Jit, STALE, TranslatorCounters, TranslatorOptions};
 use crate::mmu::Access;
 use crate::mmu::walk::is_canonical;
 use crate::state::{RIP, Shadow};
@@ -59,6 +59,7 @@ impl Jit {
             outcome: Ok(()),
             fast_pext,
             counters: TranslatorCounters::default(),
+            fallbacks: Fallbacks::default(),
             checks: 0,
             vectors: level::NONE,
             loaded: false,
@@ -94,6 +95,7 @@ impl Vcpu {
         (context.page_mask16, context.page_mask32, context.page_mask64) = (!0xff0, !0xfe0, !0xfc0);
         context.unloaded = 1;
         context.host_mxcsr = 0x1f80;
+        (context.calls.no_call, context.calls.no_return) = (1, 1);
         self.tlb.set_tables(Some(tables));
         self.jit = Some(Box::new(jit));
         Ok(())
@@ -109,10 +111,16 @@ impl Vcpu {
         self.jit.as_ref().map(|jit| jit.counters)
     }
 
-    /// Whether code of the current mode is translated at all: 64-bit, without alignment checks.
+    /// How often emitted code called the interpreter for which instruction, most frequent first.
+    pub fn translator_fallbacks(&self) -> Vec<(String, u64)> {
+        self.jit.as_ref().map_or_else(Vec::new, |jit| jit.fallbacks.list())
+    }
+
+    /// Whether code of the current mode is translated at all: 64-bit, without alignment checks, and not in rings 1 and 2, so
+    /// that emitted code knows its privilege level from the access mode.
     #[inline]
     fn translatable(&self) -> bool {
-        self.mode.is_64() && (self.tlb.mode() as usize) < MODES
+        self.mode.is_64() && matches!(self.cpl, 0 | 3) && (self.tlb.mode() as usize) < MODES
     }
 
     /// Runs translated code from RIP on; `None` if there is none.
@@ -170,7 +178,7 @@ impl Vcpu {
         self.jit.as_mut().map_or(Ok(()), |jit| std::mem::replace(&mut jit.outcome, Ok(())))
     }
 
-    fn context(&mut self) -> &mut Context {
+    pub(super) fn context(&mut self) -> &mut Context {
         let context = self.tlb.tables().map_or(std::ptr::null_mut(), Tables::context);
         assert!(!context.is_null(), "emitted code runs only with tables");
         // SAFETY: the block lives as long as the tables, which `self` owns; emitted code does not run while Rust does.
@@ -183,10 +191,12 @@ impl Vcpu {
         let value = self.flags.value();
         let (fs, gs) = (self.seg_base[seg::FS], self.seg_base[seg::GS]);
         let mxcsr = u64::from(self.fpu.mxcsr());
+        let backward = self.flags.sys & rflags::DF;
         let context = self.context();
         context.flags = (value & 0xff) << 8 | u64::from(value & rflags::OF != 0);
         (context.fs_base, context.gs_base) = (fs, gs);
         context.mxcsr = mxcsr;
+        context.backward = backward;
     }
 
     /// The vector level that code is looked up by.
@@ -378,6 +388,8 @@ impl Vcpu {
             fast_pext: jit.fast_pext,
             vectors: jit.vectors,
             checking: jit.options.check != 0,
+            cr4: self.cr4,
+            notes_operands: self.features.leaf(7, 0)[1] >> 6 & 1 == 0,
         };
         translate(&request, &mut self.host_alu)
     }
@@ -446,7 +458,7 @@ impl Vcpu {
     }
 
     fn serve_op(&mut self, site: Site) -> *const u8 {
-        let SiteKind::Op { op, start, resume, ends, memory, vectors } = site.kind else {
+        let SiteKind::Op { op, start, resume, ends, memory, vectors, mnemonic } = site.kind else {
             return self.leave_with(Ok(()));
         };
         self.load_flags();
@@ -457,6 +469,7 @@ impl Vcpu {
                 jit.counters.misses += 1;
             } else {
                 jit.counters.interpreted += 1;
+                jit.fallbacks.count(mnemonic);
             }
         }
         self.block_end = usize::MAX;
@@ -468,6 +481,7 @@ impl Vcpu {
             return self.leave_with(result);
         }
         if ends {
+            self.prepare_calls(mnemonic);
             return self.next_code();
         }
         let Some(jit) = self.jit.as_ref() else { return std::ptr::null() };
@@ -477,9 +491,10 @@ impl Vcpu {
             || self.tlb.mode() as u8 != site.access
             || self.vector_level() != jit.vectors
             || jit.blocks.is_behind(self.memory.pages());
-        if disturbed {
+        if disturbed || site.x87 && !self.fpu.lend() {
             return self.leave_with(Ok(()));
         }
+        let Some(jit) = self.jit.as_ref() else { return std::ptr::null() };
         // Else they wait for a block that wants them.
         let (resume, loaded) = (jit.arena.address(resume), jit.loaded && vectors);
         self.store_context();

@@ -1,5 +1,7 @@
 //! Code under the translator must do what it does under the interpreter.
 
+mod native;
+
 use iced_x86::code_asm::*;
 use iced_x86::{Decoder, DecoderOptions};
 use platform::x86::{gpr, rflags};

@@ -113,6 +113,9 @@ pub(crate) struct Tlb {
 }
 
 impl Tlb {
+    /// Offset of the mode in force, one byte, for emitted code.
+    pub(crate) const MODE: usize = std::mem::offset_of!(Self, mode);
+
     pub(crate) fn new() -> Self {
         let entries = vec![[EMPTY; ENTRIES]; 4].try_into().unwrap_or_else(|_| unreachable!("four tables"));
         Self {

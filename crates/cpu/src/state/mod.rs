@@ -386,7 +386,10 @@ impl Vcpu {
             *base = segment.base;
         }
         (self.ldtr, self.tr, self.gdtr, self.idtr) = (state.ldtr, state.tr, state.gdtr, state.idtr);
+        let old_cr4 = self.cr4;
         (self.cr0, self.cr2, self.cr3, self.cr4) = (state.cr0, state.cr2, state.cr3, state.cr4);
+        self.cr4_changed(old_cr4);
+        self.forget_calls();
         (self.efer, self.xcr0) = (state.efer, state.xcr0);
         self.env.write_cr8(state.cr8 as u8 & 15);
         self.dr.copy_from_slice(&state.dr[..4]);

@@ -20,6 +20,9 @@ pub(crate) mod reg {
 /// Condition codes of Jcc.
 pub(crate) mod cond {
     pub(crate) const Z: u8 = 4;
+    pub(crate) const NZ: u8 = 5;
+    pub(crate) const B: u8 = 2;
+    pub(crate) const A: u8 = 7;
 }
 
 /// A memory operand of the host.
@@ -179,6 +182,12 @@ impl Asm {
         self.put(&[0xc4, (!to >> 3 & 1) << 7 | 0x40 | (!from >> 3 & 1) << 5 | 3, 0xfb, 0xf0]);
         self.put(&[0xc0 | (to & 7) << 3 | from & 7, count]);
     }
+    /// SARX (`right_signed`) or SHRX by the count in a register: shifts without touching flags (BMI2).
+    pub(crate) fn shift_right(&mut self, wide: bool, right_signed: bool, to: u8, from: u8, count: u8) {
+        let pp = if right_signed { 2 } else { 3 };
+        self.put(&[0xc4, (!to >> 3 & 1) << 7 | 0x40 | (!from >> 3 & 1) << 5 | 2]);
+        self.put(&[u8::from(wide) << 7 | (!count & 15) << 3 | pp, 0xf7, 0xc0 | (to & 7) << 3 | from & 7]);
+    }
     /// PEXT r64, r64, m64: gathers the bits under a mask without touching flags (BMI2).
     pub(crate) fn pext_context(&mut self, to: u8, from: u8, disp: i32) {
         self.put(&[0xc4, (!to >> 3 & 1) << 7 | 0x62, 0x82 | (!from & 15) << 3, 0xf5]);
@@ -216,6 +225,12 @@ impl Asm {
     pub(crate) fn jrcxz(&mut self) -> Fixup {
         self.put(&[0xe3, 0]);
         Fixup { at: self.bytes.len(), short: true }
+    }
+    /// JRCXZ over a distance that a byte may not hold.
+    pub(crate) fn jrcxz_far(&mut self) -> Fixup {
+        // JRCXZ to the JMP; JMP over it.
+        self.put(&[0xe3, 2, 0xeb, 5]);
+        self.jmp_forward()
     }
     /// Lets a forward reference lead here.
     pub(crate) fn bind(&mut self, fixup: Fixup) {

@@ -5,7 +5,7 @@ use iced_x86::{ConstantOffsets, Instruction, InstructionInfoFactory};
 use super::asm::{Asm, Fixup, Mem, reg::*};
 use super::classify::{How, classify};
 use super::share::{self, Shared};
-use super::{Site, SiteKind};
+use super::{Site, SiteKind, system};
 use crate::decode::{self, Flow, Mode, Op};
 use crate::jit::context::at;
 use crate::jit::trampoline::Trampolines;
@@ -41,6 +41,10 @@ pub(crate) struct Request<'a> {
     pub(crate) vectors: u8,
     /// Native instructions only, to be compared with the interpreter.
     pub(crate) checking: bool,
+    /// Some of its bits are built into code: see [`super::system::BUILT_IN`].
+    pub(crate) cr4: u64,
+    /// The CPU notes the operands of x87 instructions always, not only for exceptions.
+    pub(crate) notes_operands: bool,
 }
 
 /// A translated block.
@@ -85,6 +89,8 @@ struct Stub {
     from: Fixup,
     trampoline: u32,
     kind: SiteKind,
+    access: usize,
+    x87: bool,
     /// Index into `resumes` for operations that go on behind themselves.
     resume: Option<usize>,
 }
@@ -95,11 +101,18 @@ pub(crate) struct Translator<'a> {
     pub(super) bytes: &'a [u8],
     page: &'a [u8],
     bitness: u32,
+    /// Index of the access mode in force here.
     pub(super) access: usize,
+    pub(super) cr4: u64,
+    pub(super) notes_operands: bool,
     pub(super) trampolines: Trampolines,
     pub(super) fast_pext: bool,
     /// The vector registers are loaded from here on.
     pub(super) vectors_ready: bool,
+    /// The x87 registers are there from here on.
+    pub(super) x87_ready: bool,
+    /// The last x87 instruction, as far as the vCPU does not have it yet.
+    pub(super) x87_last: Option<super::x87::Last>,
     pub(super) info: InstructionInfoFactory,
     /// The group whose distance to the host address is in R14.
     pub(super) addend: Option<u16>,
@@ -124,6 +137,10 @@ pub(crate) struct Translator<'a> {
 /// Translates a block; `None` if its first instruction is not whole in `bytes`, or nothing can run natively when checking.
 pub(crate) fn translate(request: &Request<'_>, host_alu: &mut crate::interp::hostalu::HostAlu) -> Option<Translation> {
     let (mut insns, complete) = decode_block(request, host_alu);
+    if let Some(last) = insns.last_mut().filter(|last| !complete && system::casts_shadow(&last.instruction)) {
+        // What it holds off for one instruction must not happen at the block's end.
+        (last.how, last.ends) = (How::Interpret, true);
+    }
     insns.last()?;
     let mut info = InstructionInfoFactory::new();
     if request.alone == 0 {
@@ -135,6 +152,8 @@ pub(crate) fn translate(request: &Request<'_>, host_alu: &mut crate::interp::hos
         page: request.page,
         bitness: request.mode.code_bits(),
         access: request.access,
+        cr4: request.cr4,
+        notes_operands: request.notes_operands,
         trampolines: request.trampolines,
         fast_pext: request.fast_pext,
         vectors_ready: false,
@@ -146,6 +165,8 @@ pub(crate) fn translate(request: &Request<'_>, host_alu: &mut crate::interp::hos
         count: insns.len(),
         last_vector: insns.iter().rposition(|insn| insn.how == How::Vector).unwrap_or(0),
         exits: Vec::new(),
+        x87_ready: false,
+        x87_last: None,
         stubs: Vec::new(),
         resumes: Vec::new(),
         current: 0,
@@ -174,11 +195,17 @@ fn decode_block(request: &Request<'_>, host_alu: &mut crate::interp::hostalu::Ho
         let (instruction, offsets, op, flow) = decoded;
         let start = request.start + at as u32;
         let next = start + u32::from(op.len);
-        let how = classify(&instruction, &op, flow, next, request.vectors);
+        let how = match system::form(&instruction, flow, request) {
+            Some(how) => how,
+            None => classify(&instruction, &op, flow, next, request.vectors),
+        };
         if request.checking && how == How::Interpret {
             break;
         }
-        let ends = flow == Flow::End || changes_access(&instruction);
+        let ends = match how {
+            How::System => system::ends(&instruction),
+            _ => flow == Flow::End || changes_access(&instruction),
+        };
         let insn = Insn { instruction, offsets, at, start, next, op, how, ends, operand: None, stack: None };
         let goes_on = !ends || branches < MAX_BRANCHES && skips_forward(&insn);
         branches += usize::from(ends);
@@ -249,10 +276,18 @@ impl Translator<'_> {
     }
 
     fn fall_through(&mut self, last: &Insn) {
+        self.note_x87();
         self.go_to(last, i64::from(last.next));
     }
 
     fn instruction(&mut self, insn: &Insn) {
+        let x87 = matches!(insn.how, How::X87 | How::Mmx);
+        if insn.ends || !x87 && !super::share::touches_registers_only(insn) {
+            self.note_x87();
+        }
+        if !super::share::stays(insn.how) {
+            self.addend = None;
+        }
         match insn.how {
             How::Interpret => self.interpret(insn),
             How::Branch => self.branch(insn),
@@ -269,6 +304,19 @@ impl Translator<'_> {
             How::Bswap => self.bswap(insn),
             How::Rewrite => self.rewrite(insn),
             How::Vector => self.vector(insn),
+            How::X87 => self.x87(insn),
+            How::Mmx => {
+                self.want_x87(insn);
+                self.vector(insn);
+            }
+            How::System => self.system(insn),
+            How::PushMemory => self.push_memory(insn),
+            How::MovOffset => self.mov_offset(insn),
+            How::Divide => self.divide(insn),
+            How::String if !self.fast_pext => self.interpret(insn),
+            How::String => self.string(insn),
+            How::ExchangeWide => self.exchange_wide(insn),
+            How::BitString => self.bit_string(insn),
         }
     }
 
@@ -281,6 +329,8 @@ impl Translator<'_> {
 
     /// Calls the interpreter for one instruction.
     fn interpret(&mut self, insn: &Insn) {
+        self.note_x87();
+        self.x87_ready = false;
         let resume = self.asm.here() + LEAVE;
         let site = self.op_site(insn, false, resume);
         self.leave_here(self.trampolines.op, site);
@@ -296,23 +346,25 @@ impl Translator<'_> {
 
     fn op_site(&self, insn: &Insn, memory: bool, resume: u32) -> SiteKind {
         let vectors = self.vectors_ready && self.current < self.last_vector;
-        SiteKind::Op { op: insn.op, start: insn.start, resume, ends: insn.ends, memory, vectors }
+        let mnemonic = insn.instruction.mnemonic();
+        SiteKind::Op { op: insn.op, start: insn.start, resume, ends: insn.ends, memory, vectors, mnemonic }
     }
 
     fn site(&mut self, kind: SiteKind) {
-        self.sites.push(Site { kind, access: self.access as u8, block: self.block });
+        self.sites.push(Site { kind, access: self.access as u8, block: self.block, x87: self.x87_ready });
     }
 
     /// Lets a forward jump lead to the interpreter running `insn`.
     pub(super) fn slow_path(&mut self, insn: &Insn, from: Fixup, memory: bool) {
         let kind = self.op_site(insn, memory, 0);
         let resume = Some(self.current);
-        self.stubs.push(Stub { from, trampoline: self.trampolines.op, kind, resume });
+        let (trampoline, access, x87) = (self.trampolines.op, self.access, self.x87_ready);
+        self.stubs.push(Stub { from, trampoline, kind, access, x87, resume });
     }
 
     /// Lets a forward jump lead to a trampoline.
     pub(super) fn stub(&mut self, from: Fixup, trampoline: u32, kind: SiteKind) {
-        self.stubs.push(Stub { from, trampoline, kind, resume: None });
+        self.stubs.push(Stub { from, trampoline, kind, access: self.access, x87: false, resume: None });
     }
 
     fn finish(mut self) -> (Vec<u8>, Vec<Site>) {
@@ -322,6 +374,7 @@ impl Translator<'_> {
             if let (SiteKind::Op { resume, .. }, Some(behind)) = (&mut stub.kind, behind) {
                 *resume = behind;
             }
+            (self.access, self.x87_ready) = (stub.access, stub.x87);
             self.leave_here(stub.trampoline, stub.kind);
         }
         (self.asm.bytes, self.sites)

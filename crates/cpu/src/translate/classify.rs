@@ -23,8 +23,24 @@ pub(super) enum How {
     Bswap,
     /// As a vector instruction.
     Vector,
+    X87,
+    /// As a vector instruction on MMX registers.
+    Mmx,
     /// With registers and memory operand exchanged.
     Rewrite,
+    /// As a system instruction: on the state in the vCPU.
+    System,
+    PushMemory,
+    /// MOV between the accumulator and an absolute address.
+    MovOffset,
+    /// DIV or IDIV, behind a check that it will not fault.
+    Divide,
+    /// MOVS, STOS or LODS.
+    String,
+    /// CMPXCHG8B, CMPXCHG16B.
+    ExchangeWide,
+    /// BT and its kin with a bit offset that reaches beyond the memory operand.
+    BitString,
 }
 
 /// Chooses.
@@ -35,7 +51,22 @@ pub(super) fn classify(i: &Instruction, op: &Op, flow: Flow, next: u32, vectors:
         How::Branch => classify_branch(i, op, next),
         // A family that ends the block where its instruction normally does not: not supported by this guest CPU.
         _ if flow == Flow::End => How::Interpret,
-        How::Rewrite | How::Lea | How::Vector if uses_memory(i) && !addressable(op, next) => How::Interpret,
+        How::Rewrite
+        | How::Lea
+        | How::Vector
+        | How::X87
+        | How::Mmx
+        | How::PushMemory
+        | How::Divide
+        | How::ExchangeWide
+        | How::BitString
+            if uses_memory(i) && !addressable(op, next) =>
+        {
+            How::Interpret
+        }
+        How::MovOffset if !super::memory::fits(op, next) => How::Interpret,
+        How::String if !super::string::addressable(op) => How::Interpret,
+        How::BitString if op.asize != 8 => How::Interpret,
         _ => how,
     }
 }
@@ -69,11 +100,13 @@ fn native_form(i: &Instruction, vectors: u8) -> How {
         N::Loop if i.code() == iced_x86::Code::Loop_rel8_64_RCX => How::Branch,
         _ if i.is_jcc_short_or_near() => How::Branch,
         N::Push
-            if i.stack_pointer_increment() == -8
-                && i.op0_kind() != OpKind::Memory
-                && !i.op0_register().is_segment_register() =>
+            if i.stack_pointer_increment() == -8 && (i.op0_kind() != OpKind::Register || i.op0_register().is_gpr()) =>
         {
-            How::Push
+            if i.op0_kind() == OpKind::Memory {
+                How::PushMemory
+            } else {
+                How::Push
+            }
         }
         N::Pop if i.stack_pointer_increment() == 8 && i.op0_kind() == OpKind::Register && i.op0_register().is_gpr() => {
             How::Pop
@@ -84,11 +117,15 @@ fn native_form(i: &Instruction, vectors: u8) -> How {
         N::Cbw | N::Cwde | N::Cdqe | N::Cwd | N::Cdq | N::Cqo | N::Clc | N::Stc | N::Cmc | N::Lahf | N::Sahf => {
             How::Copy
         }
+        N::Div | N::Idiv => super::divide::form(i),
+        N::Cmpxchg8b | N::Cmpxchg16b => How::ExchangeWide,
+        _ if i.is_string_instruction() => super::string::form(i),
         N::Lfence | N::Sfence | N::Mfence => How::Copy,
         N::Lea if i.op0_register().size() >= 4 => How::Lea,
         N::Mov if is_opcode_register(code.op0_kind()) => high_or(i, How::MovImmediate),
         N::Bswap if i.op0_register().size() >= 4 => How::Bswap,
         _ if is_plain(i) => plain_form(i),
+        _ if super::x87::is_x87(i) => super::x87::form(i, vectors),
         _ => super::vector::form(i, vectors),
     }
 }
@@ -129,7 +166,10 @@ fn plain_form(i: &Instruction) -> How {
                 | Kind::r64_rm
         )
     });
-    if kinds.clone().any(|kind| is_opcode_register(kind) || kind == Kind::mem_offs) {
+    if kinds.clone().any(|kind| kind == Kind::mem_offs) {
+        return How::MovOffset;
+    }
+    if kinds.clone().any(is_opcode_register) {
         return How::Interpret;
     }
     if !has_modrm {
@@ -143,7 +183,7 @@ fn plain_form(i: &Instruction) -> How {
     // A bit offset in a register reaches beyond the operand.
     let bit_string = matches!(i.mnemonic(), Mnemonic::Bt | Mnemonic::Bts | Mnemonic::Btr | Mnemonic::Btc);
     if bit_string && uses_memory(i) && i.op1_kind() == OpKind::Register {
-        return How::Interpret;
+        return if i.op1_register().size() >= 4 { How::BitString } else { How::Interpret };
     }
     high_or(i, How::Rewrite)
 }

@@ -8,7 +8,7 @@ use super::share::Shared;
 use super::{resident, spilled};
 use crate::decode::Op;
 use crate::jit::context::{at, table};
-use crate::state::{RIP, ZERO};
+use crate::state::{NULL_SEG, RIP, ZERO};
 
 /// The parts of an effective address in host registers.
 pub(super) struct Terms {
@@ -37,6 +37,11 @@ pub(super) fn addressable(op: &Op, next: u32) -> bool {
     i32::try_from(disp as i64).is_ok() && op.asize >= 4
 }
 
+/// The same for an address without registers, which may be of 64 bits unless there is a segment's base to be added.
+pub(super) fn fits(op: &Op, next: u32) -> bool {
+    addressable(op, next) || op.asize == 8 && usize::from(op.seg) == NULL_SEG
+}
+
 impl Translator<'_> {
     /// Base, index and displacement, with spilled registers loaded into R15 (base) and R14 (index).
     pub(super) fn terms(&mut self, op: &Op, next: u32) -> Terms {
@@ -50,7 +55,7 @@ impl Translator<'_> {
             }
             _ => Some(self.in_register(op.base, R15)),
         };
-        let index = (usize::from(op.index) != ZERO).then(|| (self.in_register(op.index, R14), op.scale));
+        let index = (usize::from(op.index) != ZERO).then(|| (self.in_register(op.index, R14), op.scale & 3));
         if index.is_some_and(|(host, _)| host == R14) {
             self.addend = None;
         }

@@ -11,7 +11,12 @@
 //! | [`control`] | branches, calls, returns, and how blocks hang together                       |
 //! | [`share`]   | which accesses need one check together                                       |
 //! | [`stack`]   | PUSH, POP, LEAVE                                                            |
-//! | [`vector`]  | SSE, AVX, AVX-512 with the registers in place                               |
+//! | [`divide`]  | DIV, IDIV                                                                   |
+//! | [`string`]  | MOVS, STOS, LODS                                                            |
+//! | [`exchange`]| wide compare and exchange, bit strings                                      |
+//! | [`system`]  | system instructions that need not leave emitted code                         |
+//! | [`vector`]  | MMX, SSE, AVX, AVX-512 with the registers in place                          |
+//! | [`x87`]     | x87 with the registers in place                                             |
 //!
 //! Registers: guest RAX, RDX, RBX, RBP, RSI, RDI, R8–R11 are in the host registers of the same name, guest RCX in R12, guest
 //! RSP in R13, guest R12–R15 in the context block. RCX, R14, R15 are scratch, RSP points to the context block. Guest
@@ -27,12 +32,17 @@ pub(crate) mod asm;
 pub(crate) mod block;
 mod classify;
 mod control;
+mod divide;
+mod exchange;
 pub(crate) mod flags;
 mod memory;
 mod rewrite;
 pub(crate) mod share;
 mod stack;
+mod string;
+pub(crate) mod system;
 pub(crate) mod vector;
+mod x87;
 
 use crate::decode::Op;
 
@@ -43,6 +53,8 @@ pub(crate) struct Site {
     /// Access mode that the block was made for.
     pub(crate) access: u8,
     pub(crate) block: u32,
+    /// The code behind it expects the x87 registers in the host's.
+    pub(crate) x87: bool,
 }
 
 /// See [`Site`].
@@ -61,6 +73,8 @@ pub(crate) enum SiteKind {
         memory: bool,
         /// What follows in the block takes the vector registers to be loaded, if they were.
         vectors: bool,
+        /// What instruction it is, for statistics.
+        mnemonic: iced_x86::Mnemonic,
     },
     /// A direct branch inside the page.
     Link {

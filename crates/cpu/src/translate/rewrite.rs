@@ -264,6 +264,20 @@ impl Translator<'_> {
         }
     }
 
+    /// MOV between the accumulator and an absolute address.
+    pub(super) fn mov_offset(&mut self, insn: &Insn) {
+        let i = &insn.instruction;
+        let store = i.op0_kind() == OpKind::Memory;
+        let size = i.memory_size().size();
+        self.address(insn);
+        self.check(insn, size as u32, store);
+        if size == 2 {
+            self.asm.u8(0x66);
+        }
+        let opcode = if store { 0x88 } else { 0x8a } | u8::from(size != 1);
+        self.asm.op_mem(size == 8, &[opcode], RAX, &Self::operand());
+    }
+
     /// BSWAP.
     pub(super) fn bswap(&mut self, insn: &Insn) {
         let wide = insn.instruction.op0_register().size() == 8;

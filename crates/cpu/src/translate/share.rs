@@ -194,7 +194,7 @@ fn constant(i: &Instruction) -> Option<i64> {
 
 /// Whether an instruction of that kind runs in emitted code alone, but for a miss of its own access: nothing in it takes
 /// translations away.
-fn stays(how: How) -> bool {
+pub(super) fn stays(how: How) -> bool {
     matches!(
         how,
         How::Branch
@@ -209,6 +209,15 @@ fn stays(how: How) -> bool {
             | How::Vector
             | How::Rewrite
     )
+}
+
+/// Whether an instruction runs without any access and cannot leave its block.
+pub(super) fn touches_registers_only(insn: &Insn) -> bool {
+    match insn.how {
+        How::Nothing | How::Copy | How::Lea | How::MovImmediate | How::Bswap => true,
+        How::Rewrite => !uses_memory(&insn.instruction),
+        _ => false,
+    }
 }
 
 /// An access in the order of execution.

@@ -5,6 +5,7 @@ use iced_x86::OpKind;
 use super::asm::{Mem, reg::*};
 use super::block::{Insn, Translator};
 use super::{resident, spilled};
+use crate::jit::context::at;
 
 impl Translator<'_> {
     /// PUSH of a register or an immediate.
@@ -19,6 +20,19 @@ impl Translator<'_> {
             self.asm.u32(insn.op.imm as u32);
         }
         self.asm.lea(true, R13, &Mem::base(R13, -8));
+    }
+
+    /// PUSH of a memory operand. Nothing is changed before both accesses are known to succeed.
+    pub(super) fn push_memory(&mut self, insn: &Insn) {
+        self.address(insn);
+        self.check(insn, 8, false);
+        self.asm.load(RCX, &Self::operand());
+        self.asm.store(&Mem::context(at!(scratch)), RCX);
+        self.asm.lea(true, R15, &Mem::base(R13, -8));
+        self.check(insn, 8, true);
+        self.asm.load(RCX, &Mem::context(at!(scratch)));
+        self.asm.store(&Self::operand(), RCX);
+        self.asm.mov(R13, R15);
     }
 
     /// POP of a register.

@@ -28,14 +28,18 @@ pub(super) fn form(i: &Instruction, available: u8) -> How {
     if matches!(i.mnemonic(), N::Vzeroupper | N::Vzeroall) {
         return if available >= level::AVX { How::Vector } else { How::Interpret };
     }
-    let (mut vectors, mut masks, mut fits) = (false, false, true);
+    if i.mnemonic() == N::Emms {
+        return if available >= level::SSE { How::Mmx } else { How::Interpret };
+    }
+    let (mut vectors, mut masks, mut mmx, mut fits) = (false, false, false, true);
     for n in 0..i.op_count() {
         match i.op_kind(n) {
             OpKind::Register => {
                 let r = i.op_register(n);
                 vectors |= r.is_vector_register();
                 masks |= r.is_k();
-                fits &= r.is_vector_register() || r.is_k() || r.is_gpr32() || r.is_gpr64();
+                mmx |= r.is_mm();
+                fits &= r.is_vector_register() || r.is_mm() || r.is_k() || r.is_gpr32() || r.is_gpr64();
             }
             OpKind::Memory | OpKind::Immediate8 => {}
             _ => fits = false,
@@ -43,7 +47,9 @@ pub(super) fn form(i: &Instruction, available: u8) -> How {
     }
     let memory = uses_memory(i);
     let masked = memory && (i.has_op_mask() || is_masked(i.mnemonic()));
-    if !(vectors || masks) || !fits || masked || i.is_vsib() || is_odd(i.mnemonic()) {
+    // What has operands in both register files depends on the vendor.
+    let mixed = mmx && (vectors || masks);
+    if !(vectors || masks || mmx) || mixed || !fits || masked || i.is_vsib() || is_odd(i.mnemonic()) {
         return How::Interpret;
     }
     if memory && !matches!(i.memory_size().size(), 1 | 2 | 4 | 8 | 16 | 32 | 64) {
@@ -56,7 +62,11 @@ pub(super) fn form(i: &Instruction, available: u8) -> How {
         EncodingKind::EVEX => level::AVX512,
         _ => return How::Interpret,
     };
-    if available >= needed { How::Vector } else { How::Interpret }
+    match (available >= needed, mmx) {
+        (false, _) => How::Interpret,
+        (true, false) => How::Vector,
+        (true, true) => How::Mmx,
+    }
 }
 
 /// Instructions whose mask decides which bytes are accessed.
@@ -70,7 +80,8 @@ fn is_odd(mnemonic: Mnemonic) -> bool {
     use Mnemonic as N;
     matches!(
         mnemonic,
-        N::Maskmovdqu
+        N::Maskmovq
+            | N::Maskmovdqu
             | N::Vmaskmovdqu
             | N::Pcmpestri
             | N::Pcmpestrm
@@ -204,7 +215,9 @@ impl Translator<'_> {
 
     /// Emits a vector instruction.
     pub(super) fn vector(&mut self, insn: &Insn) {
-        self.want_vectors();
+        if insn.how == How::Vector {
+            self.want_vectors();
+        }
         let bytes = self.bytes;
         let bytes = &bytes[insn.at..insn.at + usize::from(insn.op.len)];
         let i = &insn.instruction;

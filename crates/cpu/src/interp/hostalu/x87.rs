@@ -29,3 +29,21 @@ pub(in super::super) fn load_control(fpu: &FpuState) {
     // SAFETY: FLDCW of a mapped word. The caller has checked that no exception is pending, so that the instruction cannot trap.
     unsafe { asm!("fldcw word ptr [{control}]", control = in(reg) &control, options(nostack, readonly)) }
 }
+
+/// The control word of live registers.
+#[inline]
+pub(in super::super) fn control() -> u16 {
+    let mut value = 0u16;
+    // SAFETY: FNSTCW stores two bytes, and has no other effect.
+    unsafe { asm!("fnstcw word ptr [{value}]", value = in(reg) &raw mut value, options(nostack, preserves_flags)) }
+    value
+}
+
+/// Their status word.
+#[inline]
+pub(in super::super) fn status() -> u16 {
+    let value: u16;
+    // SAFETY: FNSTSW has no effect but its result.
+    unsafe { asm!("fnstsw ax", out("ax") value, options(nostack, nomem, preserves_flags)) }
+    value
+}

@@ -1,0 +1,292 @@
+//! Instructions beyond plain integer code that run without leaving emitted code.
+
+use std::sync::Arc;
+
+use iced_x86::IcedError;
+use iced_x86::code_asm::*;
+use platform::x86::{cr4, rflags};
+
+use super::{DATA, counters, run, translated};
+use crate::Features;
+use crate::features::Placement;
+use crate::testing::{Machine, at, sel};
+
+type Write = dyn Fn(&mut CodeAssembler) -> Result<(), IcedError>;
+
+/// Where SYSCALL leads to.
+const KERNEL: u64 = 0x9000;
+const KERNEL_DATA: u64 = 0x40_0000;
+
+/// Runs code under both tiers and compares registers, flags and data; returns how many instructions the interpreter ran for
+/// emitted code.
+#[track_caller]
+fn same(prepare: impl Fn() -> Machine, write: &Write) -> u64 {
+    let start = |mut machine: Machine| {
+        for i in 0..0x600 {
+            machine.put(DATA + 8 * i, i.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        }
+        machine.code(write);
+        run(&mut machine);
+        machine
+    };
+    let (expected, machine) = (start(prepare()), start(translated(prepare())));
+    for r in 0..16 {
+        assert_eq!(expected.reg(r), machine.reg(r), "register {r}");
+    }
+    assert_eq!(expected.vcpu.rflags(), machine.vcpu.rflags());
+    assert_eq!(expected.vcpu.segments, machine.vcpu.segments);
+    assert_eq!(expected.vcpu.seg_base, machine.vcpu.seg_base);
+    assert_eq!(expected.vcpu.msrs.kernel_gs_base, machine.vcpu.msrs.kernel_gs_base);
+    for i in 0..0x600u64 {
+        let (want, got) = (expected.get::<u64>(DATA + 8 * i), machine.get::<u64>(DATA + 8 * i));
+        assert_eq!(want, got, "memory at {:#x}", DATA + 8 * i);
+    }
+    counters(&machine).interpreted
+}
+
+/// A machine with FS/GS base instructions and SMAP if `smap`.
+fn machine(smap: bool) -> Machine {
+    let mut machine = Machine::long();
+    machine.vcpu.features = Arc::new(Features::host(Placement::single()));
+    let mut state = machine.vcpu.state();
+    state.cr4 |= cr4::FSGSBASE | cr4::OSFXSR | cr4::OSXMMEXCPT | if smap { cr4::SMAP } else { 0 };
+    machine.vcpu.set_state(&state);
+    machine
+}
+
+#[test]
+fn system_calls() {
+    for smap in [false, true] {
+        let prepare = || {
+            let mut machine = machine(smap).into_user();
+            machine.vcpu.msrs.star = 0x33 << 48 | u64::from(sel::CODE64) << 32;
+            machine.vcpu.msrs.lstar = KERNEL;
+            machine.vcpu.msrs.fmask = 0x4_7fd5;
+            machine.vcpu.msrs.kernel_gs_base = KERNEL_DATA + 0x800;
+            // A page of the supervisor's.
+            machine.put(at::PAGES + 0x2000 + 16, KERNEL_DATA | 0xe3);
+            machine.set_flags(rflags::IF, 0);
+            machine.code_at(KERNEL, |a| {
+                let mut back = a.create_label();
+                a.swapgs()?;
+                a.mov(qword_ptr(8).gs(), rsp)?;
+                a.mov(rsp, KERNEL_DATA + 0x2000)?;
+                a.push(qword_ptr(8).gs())?;
+                a.push(r11)?;
+                a.pushfq()?;
+                a.pop(rdx)?;
+                a.add(rax, rdx)?;
+                a.stac()?;
+                a.mov(rdx, qword_ptr(DATA))?;
+                a.clac()?;
+                a.sti()?;
+                a.pushfq()?;
+                a.cli()?;
+                a.add(rdx, 1)?;
+                a.popfq()?;
+                a.rdgsbase(r8)?;
+                a.wrfsbase(r8)?;
+                a.xor(rax, r8)?;
+                a.mov(rdx, cr3)?;
+                a.cld()?;
+                a.cli()?;
+                a.dec(rbx)?;
+                a.jnz(back)?;
+                a.hlt()?;
+                a.set_label(&mut back)?;
+                a.pop(r11)?;
+                a.pop(rsp)?;
+                a.swapgs()?;
+                a.sysretq()
+            });
+            machine
+        };
+        let interpreted = same(prepare, &|a| {
+            let mut again = a.create_label();
+            a.mov(ebx, 200)?;
+            a.xor(eax, eax)?;
+            a.set_label(&mut again)?;
+            a.add(rax, rbx)?;
+            a.syscall()?;
+            a.adc(rax, 3)?;
+            a.jmp(again)
+        });
+        assert!(interpreted < 60, "system calls stay in emitted code: {interpreted}");
+    }
+}
+
+#[test]
+fn divisions_that_fault_and_that_do_not() {
+    const VALUES: [u64; 9] = [0, 1, 7, u64::MAX, 1 << 31, 1 << 63, 0xffff_ffff, 0x7fff, 0x8000_0000_0000_0001];
+    let prepare = || {
+        let mut machine = machine(false);
+        machine.vcpu.set_rip(0x60_0000);
+        // #DE: counts, and skips the instruction, which is three bytes long.
+        machine.code_at(Machine::handler(0), |a| {
+            a.add(qword_ptr(rsp), 3)?;
+            a.inc(r15)?;
+            a.iretq()
+        });
+        machine
+    };
+    same(prepare, &|a| {
+        let mut again = a.create_label();
+        a.mov(r14, 3u64)?;
+        a.set_label(&mut again)?;
+        for high in VALUES {
+            for divisor in VALUES {
+                a.mov(rax, 0x1234_5678_9abc_def0u64)?;
+                a.mov(rbx, divisor)?;
+                a.mov(r9, divisor)?;
+                a.mov(rdx, high)?;
+                a.div(rbx)?;
+                a.add(r13, rax)?;
+                a.xor(r13, rdx)?;
+                a.mov(rdx, high)?;
+                a.idiv(rbx)?;
+                a.add(r13, rax)?;
+                a.cqo()?;
+                a.idiv(r9)?;
+                a.xor(r13, rdx)?;
+                a.mov(rdx, high)?;
+                a.idiv(r9d)?;
+                a.add(r13, rax)?;
+                a.cdq()?;
+                a.idiv(r9d)?;
+                a.cwd()?;
+                a.idiv(bx)?;
+                a.add(r13, rax)?;
+                a.mov(rdx, high)?;
+                a.div(bx)?;
+                a.add(r13, rdx)?;
+            }
+        }
+        a.dec(r14)?;
+        a.jnz(again)?;
+        // What divisions leave in the flags is undefined.
+        a.xor(eax, eax)?;
+        a.hlt()
+    });
+}
+
+#[test]
+fn string_operations() {
+    let interpreted = same(|| machine(false), &|a| {
+        let mut again = a.create_label();
+        a.mov(ebp, 300)?;
+        a.set_label(&mut again)?;
+        a.cmp(ebp, 77)?;
+        a.mov(rsi, DATA)?;
+        a.mov(rdi, DATA + 0x103)?;
+        a.mov(ecx, ebp)?;
+        a.rep().movsb()?;
+        a.mov(ecx, 17)?;
+        a.rep().movsd()?;
+        a.movsw()?;
+        a.lodsd()?;
+        a.stosq()?;
+        a.mov(ecx, ebp)?;
+        a.lea(rdi, qword_ptr(DATA + 0x1000))?;
+        a.rep().stosw()?;
+        a.mov(ecx, 5)?;
+        a.rep().stosq()?;
+        // Across pages, and nothing at all.
+        a.mov(rdi, DATA + 0xff8)?;
+        a.mov(ecx, 9)?;
+        a.rep().movsw()?;
+        a.rep().stosb()?;
+        a.adc(r8, rax)?;
+        a.dec(ebp)?;
+        a.jnz(again)?;
+        a.mov(rdi, DATA + 0x900)?;
+        a.std()?;
+        a.mov(ecx, 20)?;
+        a.rep().stosb()?;
+        a.cld()?;
+        a.hlt()
+    });
+    assert!(interpreted < 40, "they stay in emitted code: {interpreted}");
+}
+
+#[test]
+fn bit_strings_and_wide_exchanges() {
+    let interpreted = same(|| machine(false), &|a| {
+        let mut again = a.create_label();
+        a.mov(rdi, DATA + 0x800)?;
+        a.mov(rax, (-5000i64) as u64)?;
+        a.mov(r12, 3000u64)?;
+        a.set_label(&mut again)?;
+        a.cmp(rax, r12)?;
+        a.bts(qword_ptr(rdi), rax)?;
+        a.adc(r8, 1)?;
+        a.cmp(rax, r12)?;
+        a.btr(dword_ptr(rdi + 4), eax)?;
+        a.setc(r9b)?;
+        a.setz(r10b)?;
+        a.lock().btc(qword_ptr(rdi + 16), r12)?;
+        a.adc(r8, 0)?;
+        a.bt(qword_ptr(rdi), r12)?;
+        a.adc(r8, 0)?;
+        a.push(rax)?;
+        a.mov(rax, qword_ptr(DATA + 0x40))?;
+        a.mov(rdx, qword_ptr(DATA + 0x48))?;
+        a.mov(rbx, r8)?;
+        a.mov(rcx, r12)?;
+        a.lock().cmpxchg16b(xmmword_ptr(DATA + 0x40))?;
+        a.setz(r11b)?;
+        a.cmpxchg8b(qword_ptr(DATA + 0x44))?;
+        a.push(qword_ptr(DATA + 0x40))?;
+        a.pop(r13)?;
+        a.pop(rax)?;
+        a.add(rax, 97)?;
+        a.sub(r12, 61)?;
+        a.jns(again)?;
+        a.hlt()
+    });
+    assert!(interpreted < 40, "they stay in emitted code: {interpreted}");
+}
+
+#[test]
+fn x87_and_mmx() {
+    let interpreted = same(|| machine(false), &|a| {
+        let mut again = a.create_label();
+        a.mov(rdi, DATA)?;
+        a.mov(ebx, 100)?;
+        a.fninit()?;
+        a.set_label(&mut again)?;
+        a.fld1()?;
+        a.fild(qword_ptr(rdi + 8))?;
+        a.fadd_2(st0, st1)?;
+        a.fmul_2(st0, st0)?;
+        a.fstp(tword_ptr(rdi + 0x40))?;
+        a.fst(dword_ptr(rdi + 0x50))?;
+        a.fistp(word_ptr(rdi + 0x54))?;
+        a.fnstcw(word_ptr(rdi + 0x60))?;
+        a.mov(word_ptr(rdi + 0x62), 0xc7f)?;
+        a.fldcw(word_ptr(rdi + 0x62))?;
+        a.fld(tword_ptr(rdi + 0x40))?;
+        a.frndint()?;
+        a.fldz()?;
+        a.fcomip(st0, st1)?;
+        a.adc(r8, 1)?;
+        a.fnstsw(ax)?;
+        a.add(r9, rax)?;
+        a.fldcw(word_ptr(rdi + 0x60))?;
+        a.fdivr(qword_ptr(rdi + 0x70))?;
+        a.fstp(qword_ptr(rdi + 0x78))?;
+        a.fnstenv(ptr(rdi + 0x100))?;
+        a.fnclex()?;
+        a.movq(mm3, qword_ptr(rdi + 0x78))?;
+        a.paddb(mm3, qword_ptr(rdi + 0x40))?;
+        a.movd(mm4, ebx)?;
+        a.pxor(mm3, mm4)?;
+        a.movq(qword_ptr(rdi + 0x80), mm3)?;
+        a.emms()?;
+        a.dec(ebx)?;
+        a.jnz(again)?;
+        a.fnstenv(ptr(rdi + 0x140))?;
+        a.hlt()
+    });
+    // FNSTENV is the interpreter's, and what follows it as long as the registers are parked.
+    assert!(interpreted < 400, "they stay in emitted code: {interpreted}");
+}
