@@ -21,6 +21,9 @@ pub struct Counters {
     pub halts: u64,
 }
 
+/// Instructions listed by name.
+const MOST_FREQUENT: usize = 16;
+
 impl Vcpu {
     /// All counters by name. The names are for people and may change.
     pub fn statistics(&self) -> Vec<(String, u64)> {
@@ -53,6 +56,8 @@ impl Vcpu {
                 ("translator: blocks checked", jit.checked),
             ]);
         }
-        list.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+        let fallbacks = self.translator_fallbacks().into_iter().take(MOST_FREQUENT);
+        let fallbacks = fallbacks.map(|(name, count)| (format!("translator: interpreted: {name}"), count));
+        list.into_iter().map(|(name, value)| (name.to_owned(), value)).chain(fallbacks).collect()
     }
 }
