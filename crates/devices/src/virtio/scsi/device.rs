@@ -19,6 +19,8 @@ use crate::virtio::{VirtioContext, VirtioDevice, read_structure};
 
 /// Feature bits (5.6.3).
 mod scsi_feature {
+    /// Units may come and go. They do not, but Linux gives buffers for events only if they may.
+    pub(super) const HOTPLUG: u64 = 1 << 1;
     /// Changes of a unit's parameters are told.
     pub(super) const CHANGE: u64 = 1 << 2;
 }
@@ -159,7 +161,7 @@ impl Scsi {
 
 impl VirtioDevice for Scsi {
     fn features(&self) -> u64 {
-        scsi_feature::CHANGE
+        scsi_feature::HOTPLUG | scsi_feature::CHANGE
     }
 
     fn config_read(&self, offset: u32, bytes: &mut [u8]) {
