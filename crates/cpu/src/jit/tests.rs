@@ -525,3 +525,52 @@ fn accesses_share_their_checks_only_where_they_may() {
         );
     }
 }
+
+/// BMI instructions: map and pp of the VEX prefix, opcode, whether VEX.vvvv is an operand.
+const BMI: [(u8, u8, u8, bool); 10] = [
+    (2, 0, 0xf2, true),
+    (2, 0, 0xf5, true),
+    (2, 2, 0xf5, true),
+    (2, 3, 0xf5, true),
+    (2, 3, 0xf6, true),
+    (2, 0, 0xf7, true),
+    (2, 1, 0xf7, true),
+    (2, 2, 0xf7, true),
+    (2, 3, 0xf7, true),
+    (3, 3, 0xf0, false),
+];
+
+#[test]
+fn one_register_may_be_several_operands() {
+    let mut random = Random(77);
+    let registers = [0u8, 1, 9, 12, 15];
+    for (map, pp, opcode, third) in BMI {
+        for [reg, vvvv, rm] in registers.iter().flat_map(|&a| registers.map(|b| registers.map(|c| [a, b, c]))).flatten()
+        {
+            let memory = random.below(4) == 0;
+            let vvvv = if third { vvvv } else { 0 };
+            let mut code = Vec::new();
+            // The last one leaves its value in the host's scratch register.
+            for r in [reg, vvvv, 13] {
+                code.extend([0x48 | r >> 3, 0xb8 | r & 7]);
+                code.extend(if random.below(2) == 0 { random.next() } else { random.below(64) }.to_le_bytes());
+            }
+            // A memory operand is [RBX + 8].
+            code.extend([0x48, 0xbb]);
+            code.extend(DATA.to_le_bytes());
+            let rm = if memory { 3 } else { rm };
+            let inverted = (!reg >> 3 & 1) << 7 | 0x40 | (!rm >> 3 & 1) << 5;
+            let not_vvvv = if third { !vvvv & 15 } else { 15 };
+            code.extend([0xc4, inverted | map, 0x80 | not_vvvv << 3 | pp, opcode]);
+            code.push(if memory { 0x40 } else { 0xc0 } | (reg & 7) << 3 | rm & 7);
+            code.extend(memory.then_some(8));
+            code.extend((!third).then_some(13));
+            if undefined_flags(&code) != 0 {
+                code.extend([0x39, 0xd8]);
+            }
+            if let Some(what) = difference(std::slice::from_ref(&code), random.next()) {
+                panic!("{what}\n{}", listing(&code));
+            }
+        }
+    }
+}

@@ -168,11 +168,15 @@ impl Translator<'_> {
             if host == R14 {
                 self.addend = None;
             }
-            let access = self.access_of(insn, n);
-            if access != OpAccess::Write || i.op_register(n).size() < 4 {
+            // The same register may be read as one operand and written as another: SHRX R15, RBP, R15.
+            let uses = wanted.into_iter().flatten().filter(|&n| number(i.op_register(n)) == guest);
+            let read =
+                uses.into_iter().any(|n| self.access_of(insn, n) != OpAccess::Write || i.op_register(n).size() < 4);
+            if read {
                 self.asm.load(host, &spilled(guest));
             }
-            borrowed.push(Borrowed { guest, host, written: writes(access) });
+            let written = writes(self.access_of(insn, n));
+            borrowed.push(Borrowed { guest, host, written });
         }
         let map = |n: u32| {
             let guest = number(i.op_register(n));
