@@ -165,8 +165,8 @@ mod tests {
                 Err(other) => panic!("{}: {other}", device.name),
             }
         }
-        let error = find("virtio-scsi").err().unwrap();
-        assert_eq!(error.to_string(), "virtio-scsi: not available in this build yet");
+        let error = find("nvme").err().unwrap();
+        assert_eq!(error.to_string(), "nvme: not available in this build yet");
         assert_eq!(find("ne2k").err().unwrap().to_string(), "unknown device \"ne2k\"");
     }
 }

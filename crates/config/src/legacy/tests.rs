@@ -140,7 +140,7 @@ fn other_virtio_devices() {
     check(
         "virtio-scsi",
         "/a.img,ro,/b.img,nbd://h/x,sectorsize=512/4096",
-        "dev=/a.img lun.1.path=/b.img lun.2.path=nbd://h/x ro=true sectorsize=512/4096",
+        "dev=/a.img ro=true sectorsize=512/4096 lun.1.path=/b.img lun.2.path=nbd://h/x",
     );
 }
 

@@ -77,10 +77,11 @@ pub(super) fn scsi(node: &mut Node, conf: Option<&str>) -> Result<(), SyntaxErro
         }
         !further
     });
+    let rest = words.join(",");
+    let rest = (!rest.is_empty()).then_some(rest.as_str());
+    if begins_with_option(rest) { options(node, rest) } else { leading(node, "dev", rest) }?;
     for (lun, path) in (1..).zip(paths) {
         node.set(&format!("lun.{lun}.path"), path)?;
     }
-    let rest = words.join(",");
-    let rest = (!rest.is_empty()).then_some(rest.as_str());
-    if begins_with_option(rest) { options(node, rest) } else { leading(node, "dev", rest) }
+    Ok(())
 }
