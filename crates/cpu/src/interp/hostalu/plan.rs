@@ -82,7 +82,9 @@ impl Plan {
             index: name.contains("pcmpestri") || name.contains("pcmpistri"),
             memory: Memory::None,
             uses_mxcsr: uses_mxcsr(&name),
-            silent: original.suppress_all_exceptions() || original.rounding_control() != RoundingControl::None,
+            silent: original.suppress_all_exceptions()
+                || original.rounding_control() != RoundingControl::None
+                || approximates(&name),
             underflows: underflows(&name),
             reads_flags: original.rflags_read() & ARITHMETIC != 0,
             writes_flags: original.rflags_modified() & ARITHMETIC != 0,
@@ -269,6 +271,11 @@ fn underflows(name: &str) -> bool {
     const ROUNDING: &[&str] =
         &["add", "sub", "mul", "div", "cvtpd2ps", "cvtsd2ss", "cvtps2ph", "scalef", "dpp", "cvtne"];
     ROUNDING.iter().any(|part| name.contains(part))
+}
+
+/// Whether the instruction approximates a reciprocal: that raises no exceptions, but flushes tiny results as MXCSR says.
+fn approximates(name: &str) -> bool {
+    name.contains("rcp") || name.contains("rsqrt")
 }
 
 /// Whether the instruction may depend on MXCSR or set its flags. Moves, logic and integer arithmetic are known not to; all
