@@ -24,15 +24,15 @@ pub fn thread_name(pid: u32) -> String {
     read(pid, "comm").trim_end().to_owned()
 }
 
-/// Resident memory in bytes, shared memory included.
+/// Resident memory in bytes: a page that is mapped twice, as those of translated code are, counts once.
 ///
 /// # Panics
 /// There is no such process.
 pub fn resident_memory(pid: u32) -> u64 {
-    let status = read(pid, "status");
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let rollup = read(pid, "smaps_rollup");
+    let line = rollup.lines().find_map(|line| line.strip_prefix("Pss:"));
     let kib = line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<u64>().ok());
-    kib.unwrap_or_else(|| panic!("no VmRSS in the status of process {pid}:\n{status}")) << 10
+    kib.unwrap_or_else(|| panic!("no Pss in smaps_rollup of process {pid}:\n{rollup}")) << 10
 }
 
 /// CPU time of all threads, in user and kernel mode.
