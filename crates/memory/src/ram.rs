@@ -13,7 +13,8 @@ use rustix::mm::Advice;
 
 use crate::map::HostMap;
 use crate::pages::PageMap;
-use crate::{HIGH_MEMORY_BASE, LOW_MEMORY_LIMIT, PAGE_SIZE};
+use crate::rom::RomState;
+use crate::{HIGH_MEMORY_BASE, LOW_MEMORY_LIMIT, PAGE_SIZE, ROM_WINDOW};
 
 /// How guest RAM is made.
 #[derive(Clone, Copy, Debug, Default)]
@@ -50,6 +51,14 @@ pub enum MemoryError {
     /// Size zero, or larger than a guest-physical address space can hold.
     #[error("guest memory of {0} bytes is not possible: it must be between 1 byte and 64 TiB")]
     Size(u64),
+    /// Read-only memory that is not whole pages, or not right below what is there already, or outside its window.
+    #[error("read-only memory of {size} bytes at {address:#x} is not possible")]
+    Rom {
+        /// Where it was to be.
+        address: u64,
+        /// Its size in bytes.
+        size: u64,
+    },
     /// The host refused.
     #[error("cannot {what} {size} bytes of guest memory")]
     Host {
@@ -64,17 +73,18 @@ pub enum MemoryError {
 
 const MAX_SIZE: u64 = 64 << 40;
 
-struct Inner {
-    map: HostMap,
+pub(crate) struct Inner {
+    pub(crate) map: HostMap,
     fd: Option<OwnedFd>,
     low: u64,
     high: u64,
-    pages: PageMap,
+    pub(crate) pages: PageMap,
+    pub(crate) rom: RomState,
 }
 
 /// A handle to the guest's RAM; clones share it.
 #[derive(Clone)]
-pub struct GuestMemory(Arc<Inner>);
+pub struct GuestMemory(pub(crate) Arc<Inner>);
 
 macro_rules! scalar_access {
     ($($read:ident $write:ident $load:ident $store:ident $ty:ty, $atomic:ty;)*) => {$(
@@ -136,8 +146,12 @@ impl GuestMemory {
                 map.wire(start, len).map_err(host("lock (-S; see `ulimit -l`)"))?;
             }
         }
-        let pages = PageMap::new(low, HIGH_MEMORY_BASE, high).map_err(host("keep books of"))?;
-        Ok(Self(Arc::new(Inner { map, fd, low, high, pages })))
+        // The window for read-only memory adjoins high memory.
+        let window = HIGH_MEMORY_BASE - ROM_WINDOW;
+        let pages = PageMap::new(low, ROM_WINDOW, window + high).map_err(host("keep books of"))?;
+        // Nothing there may be taken for pages of zeroes.
+        pages.note_write(ROM_WINDOW, window);
+        Ok(Self(Arc::new(Inner { map, fd, low, high, pages, rom: RomState::default() })))
     }
 
     /// Bytes of RAM from address 0.
@@ -209,10 +223,12 @@ impl GuestMemory {
     /// Copies guest memory out.
     ///
     /// # Errors
-    /// Not wholly inside RAM; nothing is copied then.
+    /// Not wholly inside RAM or readable read-only memory; nothing is copied then.
     #[inline]
     pub fn read(&self, gpa: u64, bytes: &mut [u8]) -> Result<(), MemoryError> {
-        let at = self.host_address(gpa, bytes.len() as u64)?;
+        let len = bytes.len() as u64;
+        let outside = MemoryError::OutsideRam { address: gpa, len };
+        let at = if self.is_readable(gpa, len) { self.0.map.at(gpa, len).ok_or(outside) } else { Err(outside) }?;
         // SAFETY: the source is inside the mapping and cannot overlap a Rust slice; a race with the guest gives the guest's
         // own mixed bytes, of a type for which every bit pattern is valid.
         unsafe { ptr::copy_nonoverlapping(at, bytes.as_mut_ptr(), bytes.len()) };

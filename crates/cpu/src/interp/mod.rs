@@ -192,6 +192,7 @@ impl Vcpu {
     #[cold]
     fn attend(&mut self) -> Next {
         self.fpu.park();
+        self.follow_rom();
         let pending = self.events.pending();
         if pending & event::SYNC_CODE != 0 {
             self.serve_code_sync();
@@ -437,7 +438,7 @@ impl Vcpu {
             return Err(Trap::gp(0));
         }
         let phys = self.resolve(linear, Access::Execute)?;
-        if !self.memory.is_ram(phys, 1) {
+        if !self.memory.is_readable(phys, 1) {
             return self.decode_uncached(linear, phys).map(Code::Uncached);
         }
         let next_page = (linear & !0xfff).wrapping_add(0x1000);
@@ -511,7 +512,7 @@ impl Vcpu {
         (u64::from(self.segments[seg::CS].limit) + 1).saturating_sub(self.rip()) as usize
     }
 
-    /// Decodes one instruction from memory that is not RAM.
+    /// Decodes one instruction from a device.
     fn decode_uncached(&mut self, linear: u64, phys: u64) -> Step<Op> {
         let mut bytes = [0; 15];
         let in_page = (0x1000 - (phys & 0xfff) as usize).min(15);

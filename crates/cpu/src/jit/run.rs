@@ -333,7 +333,7 @@ impl Vcpu {
         let rip = self.regs[RIP];
         let phys = self.resolve(rip, Access::Execute).ok()?;
         let page = phys & !0xfff;
-        if !self.memory.is_ram(page, 0x1000) || !self.jit.as_ref()?.blocks.is_stable(page) {
+        if !self.memory.is_readable(page, 0x1000) || !self.jit.as_ref()?.blocks.is_stable(page) {
             return None;
         }
         if self.host_alu.make_room() {

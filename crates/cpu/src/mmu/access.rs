@@ -262,9 +262,11 @@ impl Vcpu {
         let found = self.translate(linear, access)?;
         let page = found.phys & !0xfff;
         let watched = self.watches_page(linear);
-        if self.memory.is_ram(page, 0x1000) {
+        if self.memory.is_readable(page, 0x1000) {
             let pages = self.memory.pages();
-            let writable = found.writable && !watched && !pages.holds_code(page);
+            // Writes to read-only memory go to the chip behind it.
+            let ram = self.memory.is_ram(page, 0x1000);
+            let writable = ram && found.writable && !watched && !pages.holds_code(page);
             let checked = writable && self.check.is_some();
             let writable = writable && !checked;
             // Not yet: so that zeroes, of which guests write many to memory that they never use, need no host memory.
@@ -340,6 +342,15 @@ impl Vcpu {
             value[..len].copy_from_slice(&bytes[offset..offset + len]);
             self.fpu.park();
             self.env.mmio_write(gpa + offset as u64, len as u8, u64::from_le_bytes(value));
+        }
+        self.follow_rom();
+    }
+
+    /// Drops translations if a flash chip has hidden or shown its contents.
+    pub(crate) fn follow_rom(&mut self) {
+        let epoch = self.memory.rom_epoch();
+        if std::mem::replace(&mut self.rom_epoch, epoch) != epoch {
+            self.tlb.flush_all();
         }
     }
 

@@ -98,6 +98,8 @@ pub struct Vcpu {
     /// rules differ (INT n, SYSCALL) change it.
     pub(crate) stepping: bool,
     pub(crate) tlb: Tlb,
+    /// [`GuestMemory::rom_epoch`] that the TLB belongs to.
+    pub(crate) rom_epoch: u32,
 
     pub(crate) segments: [Segment; 6],
     pub(crate) ldtr: Segment,
@@ -312,6 +314,7 @@ impl Vcpu {
             shadow: Shadow::None,
             stepping: false,
             tlb: Tlb::new(),
+            rom_epoch: memory.rom_epoch(),
             segments: [Segment::default(); 6],
             ldtr: Segment::default(),
             tr: Segment::default(),

@@ -3,13 +3,13 @@
 
 use kvm_bindings::{
     KVM_CAP_EXIT_ON_EMULATION_FAILURE, KVM_CAP_X2APIC_API, KVM_CAP_X86_USER_SPACE_MSR, KVM_IRQ_ROUTING_IRQCHIP,
-    KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_MSR_EXIT_REASON_FILTER,
+    KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_MEM_READONLY, KVM_MSR_EXIT_REASON_FILTER,
     KVM_MSR_EXIT_REASON_UNKNOWN, KVM_PIT_SPEAKER_DUMMY, KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK,
     KVM_X2APIC_API_USE_32BIT_IDS, KvmIrqRouting, kvm_enable_cap, kvm_irq_routing_entry, kvm_irq_routing_irqchip,
     kvm_pit_config, kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Kvm, MsrFilterDefaultAction, MsrFilterRange, MsrFilterRangeFlags, VmFd};
-use memory::GuestMemory;
+use memory::{GuestMemory, RomKind};
 
 use super::refused;
 use crate::engine::{EngineError, VmOptions};
@@ -96,16 +96,19 @@ impl KernelVm {
             .map_err(refused("have KVM report MSRs that have fixed answers"))
     }
 
+    /// RAM and firmware. Flash is left out: each access comes to its chip, which may show something else than its contents.
     fn map_memory(&self) -> Result<(), EngineError> {
-        for (slot, range) in (0..).zip(self.memory.ranges()) {
+        let roms = self.memory.roms();
+        let fixed = roms.iter().filter(|rom| rom.kind == RomKind::Fixed).map(|rom| (rom.range, KVM_MEM_READONLY));
+        for (slot, (range, flags)) in (0..).zip(self.memory.ranges().map(|range| (range, 0)).chain(fixed)) {
             let region = kvm_userspace_memory_region {
                 slot,
-                flags: 0,
+                flags,
                 guest_phys_addr: range.start.0,
                 memory_size: range.size,
                 userspace_addr: self.memory.base() as u64 + range.start.0,
             };
-            // SAFETY: base + address is the host address of every byte of RAM. The mapping outlives its use: guest memory is
+            // SAFETY: base + address is the host address of every byte of RAM and ROM. The mapping outlives its use: guest memory is
             // only reached while a vCPU runs, and each vCPU keeps this VM, which keeps the memory.
             unsafe { self.fd.set_user_memory_region(region) }.map_err(refused("give guest memory to KVM"))?;
         }
