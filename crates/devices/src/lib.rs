@@ -2,6 +2,7 @@
 
 pub mod chipset;
 pub mod factory;
+pub mod firmware;
 pub mod pci;
 pub mod scsi;
 #[cfg(test)]

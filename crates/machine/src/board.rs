@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use backend::tpm::TpmError;
 use backend::tty::{SerialBackend, Tty, TtySpec};
+use boot::Flavour;
 use config::numa::NumaDomain;
 use config::pci::PciAddress;
 use config::{Config, ConfigError, Topology, legacy};
@@ -12,6 +13,7 @@ use devices::chipset::isa::{self, Isa};
 use devices::chipset::pm::Pm;
 use devices::chipset::rtc::RtcConfig;
 use devices::chipset::tpm::{self, Presence, TpmCrb};
+use devices::firmware::Flash;
 use devices::pci::{IntxRouter, PciHost, PciHostOptions, Routing};
 use devices::{BuildContext, factory};
 use memory::{GuestMemory, MemoryOptions};
@@ -21,6 +23,7 @@ use vmm::engine::CpuLayout;
 use vmm::{AccessPolicy, EngineChoice, HostTime, InterruptChips, PolicyOptions, Vcpu, VmOptions, select};
 
 use crate::MachineError;
+use crate::firmware::BootRom;
 use crate::power::PowerLatch;
 use crate::process::PowerButton;
 use crate::start;
@@ -53,11 +56,17 @@ pub(crate) struct Board {
     pub(crate) pci: Arc<PciHost>,
     /// Where the LPC bridge sits, if there is one.
     pub(crate) lpc: Option<PciAddress>,
-    isa: Isa,
+    /// What the boot ROM was built for, if there is one.
+    pub(crate) firmware: Option<Flavour>,
+    /// What the user is to know before the VM runs.
+    pub(crate) notes: Vec<String>,
+    pub(crate) ports: Arc<Bus>,
+    pub(crate) isa: Isa,
     serial: Vec<Arc<Tty>>,
     /// Kept alive: the timers end with it.
     _time: Arc<HostTime>,
     _chips: Arc<dyn InterruptChips>,
+    _flash: Option<Arc<Flash>>,
 }
 
 impl Board {
@@ -85,12 +94,17 @@ impl Board {
         let engine = (choice == EngineChoice::Auto)
             .then(|| format!("{} ({why})", if kind == vmm::EngineKind::Kvm { "KVM" } else { "software CPU" }));
 
+        let mut rom = BootRom::from_config(config)?;
+        let firmware = rom.as_ref().map(BootRom::flavour);
+        let notes = rom.as_mut().map(|rom| std::mem::take(&mut rom.notes)).unwrap_or_default();
+        let chipset = rom.as_ref().map(BootRom::chipset).unwrap_or_default();
         let numa = numa(config, layout.cpus)?;
         let memory = memory(config, &numa, is_shared(config, &functions)?)?;
         let model = model(config)?;
         let features = cpu::Features::modelled(placement(&layout), &model)?;
         let time = HostTime::start().map_err(|source| MachineError::Host { what: "start the timer thread", source })?;
         let (ports, mmio) = (Arc::new(Bus::new("port")), Arc::new(Bus::new("memory")));
+        let flash = rom.map(|rom| rom.install(&memory, &mmio)).transpose()?.flatten();
         let options = VmOptions {
             layout,
             memory: memory.clone(),
@@ -107,11 +121,10 @@ impl Board {
 
         let (isa, serial) = build_isa(config, &options, vm.chips.as_ref(), time.clone(), power)?;
         let has_tpm = build_tpm(config, &mmio)?;
-        let router = Arc::new(IntxRouter::new(
-            Routing::RoundRobin { gsis: vm.chips.pins() - HPET_PINS },
-            vm.chips.pic(),
-            vm.chips.ioapic(),
-        ));
+        // Firmware's own tables rely on the fixed routing, and it places and enables BARs itself.
+        let routing =
+            if firmware.is_some() { Routing::Fixed } else { Routing::RoundRobin { gsis: vm.chips.pins() - HPET_PINS } };
+        let router = Arc::new(IntxRouter::new(routing, vm.chips.pic(), vm.chips.ioapic()));
         let pci = PciHost::new(PciHostOptions {
             ports: ports.clone(),
             memory: mmio,
@@ -119,8 +132,9 @@ impl Board {
             router,
             reset_control: isa.reset_control.clone(),
             ram: memory.clone(),
-            enable_bars: true,
+            enable_bars: firmware.is_none(),
         });
+        pci.set_chipset(chipset);
         let mut lpc = None;
         for function in &functions {
             if function.device == "lpc" && lpc.replace(function.address).is_some() {
@@ -144,10 +158,14 @@ impl Board {
             vcpus: vm.vcpus,
             pci,
             lpc,
+            firmware,
+            notes,
+            ports,
             isa,
             serial,
             _time: time,
             _chips: vm.chips,
+            _flash: flash,
         })
     }
 

@@ -70,6 +70,9 @@ pub enum MachineError {
     /// Neither firmware nor a kernel is configured.
     #[error("virtual machine cannot be booted: give a boot ROM (-l bootrom,FILE) or a kernel (-o kernel.image=FILE)")]
     NothingToBoot,
+    /// The boot ROM.
+    #[error(transparent)]
+    Rom(#[from] crate::firmware::RomError),
     /// The kernel.
     #[error(transparent)]
     Boot(Box<boot::BootError>),

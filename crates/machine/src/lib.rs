@@ -4,6 +4,7 @@
 //! |-------------|------------------------------------------------------------------------------|
 //! | [`run_vm`]  | the whole life of a VM, top to bottom                                         |
 //! | `board`     | memory, engine, chipset and PCI devices from the tree; the same for every boot |
+//! | `firmware`  | boot ROM, variable store, and what firmware asks for                          |
 //! | `start`     | firmware tables and kernel, or what else makes the boot vCPU begin            |
 //! | `run`       | vCPU threads                                                                  |
 //! | `power`     | the event that ends the VM, and its exit code                                 |
@@ -11,6 +12,7 @@
 
 mod board;
 mod error;
+mod firmware;
 mod power;
 mod process;
 mod run;
@@ -22,6 +24,7 @@ use config::{Config, Exit};
 use platform::PowerEvent;
 
 pub use error::MachineError;
+pub use firmware::RomError;
 use power::PowerLatch;
 
 /// How a VM ended.
@@ -56,13 +59,14 @@ fn try_run(config: &Config) -> Result<PowerEvent, MachineError> {
     let power = Arc::new(PowerLatch::default());
     let plan = start::Plan::from_config(config)?;
     let mut board = board::Board::build(config, &power)?;
-    start::prepare(&plan, config, &mut board)?;
+    start::prepare(&plan, config, &mut board, &power)?;
     process::set_title(&board.name);
     signals.connect(board.power_button());
     // Not before everything is known to be in order, so that an error is the only line.
     if let Some(engine) = &board.engine {
         eprintln!("bhyve: engine: {engine}");
     }
+    board.notes.iter().for_each(|note| eprintln!("bhyve: {note}"));
     let event = run::run(std::mem::take(&mut board.vcpus), &power, config)?;
     board.finish();
     Ok(event)

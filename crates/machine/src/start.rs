@@ -1,37 +1,45 @@
 //! What the boot vCPU begins with: firmware tables in low memory and a kernel loaded directly.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
-use boot::{Cache, CacheKind, InterruptRoute, Lpc, PciBus, SmbiosStrings, Window};
+use boot::{Cache, CacheKind, Flavour, InterruptRoute, Lpc, PciBus, SmbiosStrings, Window};
 use config::Config;
+use devices::pci::Chipset;
+use devices::pci::host::ECAM_BASE;
 use md5::{Digest, Md5};
+use memory::HIGH_MEMORY_BASE;
+use platform::x86::VcpuState;
 use uuid::Uuid;
 
 use crate::MachineError;
 use crate::board::Board;
+use crate::firmware::{self, Channel};
+use crate::power::PowerLatch;
 
 /// What is to be booted.
-pub(crate) struct Plan {
-    image: PathBuf,
-    initrd: Option<PathBuf>,
-    command_line: String,
+pub(crate) enum Plan {
+    /// A boot ROM.
+    Firmware,
+    /// A kernel, without firmware.
+    Kernel { image: PathBuf, initrd: Option<PathBuf>, command_line: String },
 }
 
 impl Plan {
     /// Reads what is to be booted.
     ///
     /// # Errors
-    /// Nothing is configured, or something this build cannot boot.
+    /// Nothing is configured.
     pub(crate) fn from_config(config: &Config) -> Result<Self, MachineError> {
-        if let Some(rom) = config::lpc::bootrom(config) {
-            return Err(MachineError::NotAvailable(format!("boot ROM {rom}")));
+        if config::lpc::bootrom(config).is_some() {
+            return Ok(Self::Firmware);
         }
         let Some(image) = config.get_str("kernel.image") else {
             // NUMA domains without anything that could tell the guest of them are the more precise mistake.
             config::numa::domains(config, config::memory_size(config)?)?;
             return Err(MachineError::NothingToBoot);
         };
-        Ok(Self {
+        Ok(Self::Kernel {
             image: image.into(),
             initrd: config.get_str("kernel.initrd").map(Into::into),
             command_line: config.get_str("kernel.cmdline").unwrap_or_default(),
@@ -43,14 +51,53 @@ impl Plan {
 ///
 /// # Errors
 /// The kernel or the tables do not fit or make no sense.
-pub(crate) fn prepare(plan: &Plan, config: &Config, board: &mut Board) -> Result<(), MachineError> {
+pub(crate) fn prepare(
+    plan: &Plan,
+    config: &Config,
+    board: &mut Board,
+    power: &Arc<PowerLatch>,
+) -> Result<(), MachineError> {
     let description = describe(config, board)?;
-    boot::write_tables(&description, &board.memory)?;
-    let state = boot::load(&plan.image, plan.initrd.as_deref(), &plan.command_line, &board.memory, &description)?;
+    let state = match plan {
+        Plan::Firmware => {
+            prepare_firmware(config, board, &description, power)?;
+            VcpuState::reset()
+        }
+        Plan::Kernel { image, initrd, command_line } => {
+            boot::write_tables(&description, &board.memory)?;
+            boot::load(image, initrd.as_deref(), command_line, &board.memory, &description)?
+        }
+    };
     if let Some(first) = board.vcpus.first_mut() {
         first.set_state(&state)?;
     }
     Ok(())
+}
+
+/// Gives firmware what it looks for in memory and at its configuration device.
+fn prepare_firmware(
+    config: &Config,
+    board: &Board,
+    description: &boot::Board,
+    power: &Arc<PowerLatch>,
+) -> Result<(), MachineError> {
+    let flavour = board.firmware.unwrap_or(Flavour::Bhyve);
+    let fw_cfg = Channel::is_fw_cfg(config, flavour)?;
+    let acpi_in_memory = !fw_cfg || config.bool_or("acpi_tables_in_memory", true)?;
+    let in_memory = boot::Board { acpi: description.acpi && acpi_in_memory, ..description.clone() };
+    boot::write_tables(&in_memory, &board.memory)?;
+    let files = if fw_cfg { firmware::files(config, description, flavour)? } else { Vec::new() };
+    let channel = Channel {
+        config,
+        flavour,
+        chipset: board.pci.chipset(),
+        cpus: board.layout.cpus,
+        memory: &board.memory,
+        ports: &board.ports,
+        power,
+        pm: &board.isa.pm,
+    };
+    channel.install(files)
 }
 
 /// The board as firmware tables describe it.
@@ -65,7 +112,7 @@ fn describe(config: &Config, board: &Board) -> Result<boot::Board, MachineError>
         buses: buses(board),
         lpc: board.lpc.map(|address| Lpc { slot: address.slot, function: address.func, uarts: [true; 4] }),
         hpet: Some(board.hpet_id()),
-        fw_cfg: false,
+        fw_cfg: board.firmware.map_or(Ok(false), |flavour| Channel::is_fw_cfg(config, flavour))?,
         tpm: board.has_tpm,
         generation_id: Some(generation_id()?),
         numa: board
@@ -123,7 +170,25 @@ fn buses(board: &Board) -> Vec<PciBus> {
             .map(|route| InterruptRoute { slot: route.slot, pin: route.pin + 1, gsi: route.gsi, link: route.link })
             .collect(),
     };
-    board.pci.windows().iter().map(describe).collect()
+    let mut buses: Vec<_> = board.pci.windows().iter().map(describe).collect();
+    if let (Some(flavour), [bus]) = (board.firmware, &mut buses[..]) {
+        firmware_windows(bus, flavour, board);
+    }
+    buses
+}
+
+/// Firmware moves BARs, so a bus that is alone has all of the ranges that firmware takes for PCI (EDK2's platform
+/// initialisation). Only what is memory-mapped configuration stays out.
+fn firmware_windows(bus: &mut PciBus, flavour: Flavour, board: &Board) {
+    const GIB: u64 = 1 << 30;
+    const MEM64_SIZE: u64 = 32 * GIB;
+    let window = |start: u64, end: u64| Some(Window { base: start, size: end - start });
+    let first_port = if board.pci.chipset() == Chipset::Q35 { 0x6000 } else { 0xc000 };
+    bus.io = window(first_port, 0x1_0000);
+    let small = flavour == Flavour::Qemu && board.pci.chipset() != Chipset::Q35 && board.memory.low_size() <= 2 * GIB;
+    bus.mem32 = window(if small { 2 * GIB } else { 3 * GIB }, ECAM_BASE);
+    let mem64 = (HIGH_MEMORY_BASE + board.memory.high_size()).next_multiple_of(MEM64_SIZE);
+    bus.mem64 = window(mem64, mem64 + MEM64_SIZE);
 }
 
 /// The machine's UUID: configured, or made from the MD5 sum of VM name and host name, so that it is the same at every start.

@@ -1,8 +1,11 @@
 //! The firmware tables: where they lie and how they get there.
 
 mod acpi;
+mod files;
 mod mptable;
 mod smbios;
+
+pub use files::table_files;
 
 use memory::{GuestMemory, MemoryError};
 use platform::{GuestAddress, GuestRange};

@@ -30,8 +30,9 @@ fn help() -> String {
     ["bootrom"].iter().chain(&COM_PORTS).chain(&["tpm", "pc-testdev"]).map(|name| format!("{name}\n")).collect()
 }
 
-/// `bootrom,ROM[,VARS][,options]`; the options are keys of the LPC bridge.
+/// `bootrom,ROM[,VARS][,options]`; the options are keys of the LPC bridge. `bootrom` alone is the firmware that is installed.
 fn bootrom(line: &mut CommandLine<'_>, argument: &str, conf: Option<&str>) -> Result<(), Exit> {
+    let conf = conf.or(Some("auto"));
     let (rom, rest) = first(conf);
     if rom.is_empty() {
         return Err(Exit::message(exit::ERROR, format!("invalid bootrom option \"{argument}\"")));

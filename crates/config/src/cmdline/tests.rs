@@ -189,6 +189,7 @@ fn lpc_devices() {
     for (argument, keys) in [
         ("com1,stdio", "lpc.com1.path=stdio"),
         ("COM4,tcp=127.0.0.1:1234", "lpc.com4.path=tcp=127.0.0.1:1234"),
+        ("bootrom", "bootrom=auto"),
         ("bootrom,/fw.fd", "bootrom=/fw.fd"),
         ("BootROM,/fw.fd,/vars.fd", "bootrom=/fw.fd bootvars=/vars.fd"),
         ("bootrom,/fw.fd,fwcfg=qemu", "lpc.fwcfg=qemu bootrom=/fw.fd"),
@@ -203,9 +204,7 @@ fn lpc_devices() {
         let expected = (64, format!("bhyve: invalid lpc device configuration '{argument}'\n"));
         assert_eq!(failure(&["-l", argument, "vm0"]), expected);
     }
-    for (argument, what) in
-        [("bootrom", "bootrom option"), ("bootrom,", "bootrom option"), ("tpm", "tpm type"), ("tpm,swtpm", "tpm path")]
-    {
+    for (argument, what) in [("bootrom,", "bootrom option"), ("tpm", "tpm type"), ("tpm,swtpm", "tpm path")] {
         let expected = (4, format!("bhyve: invalid {what} \"{argument}\"\n"));
         assert_eq!(failure(&["-l", argument, "vm0"]), expected);
     }

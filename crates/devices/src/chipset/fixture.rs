@@ -6,17 +6,17 @@ use platform::{AccessSize, BusDevice, IrqLine, IrqSink, MsiMessage, MsiSink, Per
 
 /// Records what happens to interrupt lines.
 #[derive(Default)]
-pub(super) struct Lines(Mutex<Vec<(u32, bool)>>);
+pub(crate) struct Lines(Mutex<Vec<(u32, bool)>>);
 
 impl Lines {
-    pub(super) fn new() -> Arc<Self> {
+    pub(crate) fn new() -> Arc<Self> {
         Arc::default()
     }
-    pub(super) fn line(self: &Arc<Self>, n: u32) -> IrqLine {
+    pub(crate) fn line(self: &Arc<Self>, n: u32) -> IrqLine {
         IrqLine::new(self.clone(), n)
     }
     /// Changes since the last call.
-    pub(super) fn take(&self) -> Vec<(u32, bool)> {
+    pub(crate) fn take(&self) -> Vec<(u32, bool)> {
         std::mem::take(&mut self.0.lock().unwrap())
     }
 }
@@ -29,10 +29,10 @@ impl IrqSink for Lines {
 
 /// Records messages.
 #[derive(Default)]
-pub(super) struct Messages(Mutex<Vec<MsiMessage>>);
+pub(crate) struct Messages(Mutex<Vec<MsiMessage>>);
 
 impl Messages {
-    pub(super) fn take(&self) -> Vec<MsiMessage> {
+    pub(crate) fn take(&self) -> Vec<MsiMessage> {
         std::mem::take(&mut self.0.lock().unwrap())
     }
 }
@@ -45,10 +45,10 @@ impl MsiSink for Messages {
 
 /// Records requests to end the machine.
 #[derive(Default)]
-pub(super) struct Power(Mutex<Vec<PowerEvent>>);
+pub(crate) struct Power(Mutex<Vec<PowerEvent>>);
 
 impl Power {
-    pub(super) fn take(&self) -> Vec<PowerEvent> {
+    pub(crate) fn take(&self) -> Vec<PowerEvent> {
         std::mem::take(&mut self.0.lock().unwrap())
     }
 }
@@ -60,10 +60,10 @@ impl PowerSink for Power {
 }
 
 /// Pseudo-random numbers (splitmix64).
-pub(super) struct Garbage(pub(super) u64);
+pub(crate) struct Garbage(pub(crate) u64);
 
 impl Garbage {
-    pub(super) fn next(&mut self) -> u64 {
+    pub(crate) fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -72,7 +72,7 @@ impl Garbage {
     }
 
     /// One random access to a device that is mapped `length` bytes long, aligned or not.
-    pub(super) fn access(&mut self, device: &dyn BusDevice, length: u64) {
+    pub(crate) fn access(&mut self, device: &dyn BusDevice, length: u64) {
         let sizes = [AccessSize::Byte, AccessSize::Word, AccessSize::Dword, AccessSize::Qword];
         let size = sizes[(self.next() % 4) as usize];
         if size.bytes() > length {
@@ -92,7 +92,7 @@ impl Garbage {
 
 /// What every device owes a snapshot: its state goes round unchanged and without touching the line, and neither a
 /// state of another version nor mangled bytes are taken over blindly.
-pub(super) fn check_state(device: &dyn Persist, lines: &Lines, garbage: &mut Garbage) {
+pub(crate) fn check_state(device: &dyn Persist, lines: &Lines, garbage: &mut Garbage) {
     lines.take();
     let saved = device.save().unwrap();
     device.restore(device.version(), &saved).unwrap();
@@ -115,7 +115,7 @@ pub(super) fn check_state(device: &dyn Persist, lines: &Lines, garbage: &mut Gar
 }
 
 /// Byte access to a device, as most drivers do it.
-pub(super) trait Bytewise {
+pub(crate) trait Bytewise {
     fn inb(&self, offset: u64) -> u8;
     fn outb(&self, offset: u64, value: u8);
 }

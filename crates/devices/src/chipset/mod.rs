@@ -18,7 +18,7 @@
 
 mod bytes;
 #[cfg(test)]
-mod fixture;
+pub(crate) mod fixture;
 pub mod hpet;
 pub mod i8042;
 pub mod isa;

@@ -1,12 +1,14 @@
 //! The PCI host: which functions exist, and the two ways of a guest to their configuration space.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, Weak};
 
 use config::pci::PciAddress;
 use memory::GuestMemory;
 use platform::{AccessSize, Bus, BusDevice, BusError, MsiSink, Persist};
 
+use super::chipset::Chipset;
 use super::endpoint::{Attachment, PciEndpoint};
 use super::function::PciFunction;
 use super::intx::{IntxRouter, PinRoute};
@@ -69,6 +71,8 @@ pub struct PciHost {
     functions: RwLock<BTreeMap<PciAddress, Arc<PciFunction>>>,
     windows: OnceLock<Vec<BusWindows>>,
     on_bus: OnceLock<()>,
+    /// A [`Chipset`] by number.
+    chipset: AtomicU8,
     /// What was last written to port 0xCF8.
     selected: Mutex<u32>,
 }
@@ -89,6 +93,7 @@ impl PciHost {
             functions: RwLock::default(),
             windows: OnceLock::new(),
             on_bus: OnceLock::new(),
+            chipset: AtomicU8::new(Chipset::default() as u8),
             selected: Mutex::new(0),
         })
     }
@@ -174,6 +179,16 @@ impl PciHost {
         self.attachment.router.routes()
     }
 
+    /// Which board this is. The host bridge may choose another when it is made.
+    pub fn set_chipset(&self, chipset: Chipset) {
+        self.chipset.store(chipset as u8, Ordering::Relaxed);
+    }
+
+    /// Which board this is.
+    pub fn chipset(&self) -> Chipset {
+        Chipset::from_number(self.chipset.load(Ordering::Relaxed).into())
+    }
+
     /// Resets all functions.
     pub fn reset(&self) {
         *self.selected.lock().unwrap_or_else(PoisonError::into_inner) = 0;
@@ -191,7 +206,16 @@ impl PciHost {
 
     /// Reads configuration space; ones where no function is.
     pub fn config_read(&self, address: PciAddress, offset: u16, size: AccessSize) -> u32 {
-        self.function(address).map_or(u32::MAX, |function| function.config_read(offset, size))
+        let value = self.function(address).map_or(u32::MAX, |function| function.config_read(offset, size));
+        let chipset = self.chipset();
+        if chipset == Chipset::Bhyve {
+            return value;
+        }
+        let mut bytes = value.to_le_bytes();
+        for (byte, register) in bytes.iter_mut().zip(offset..).take(size.bytes() as usize) {
+            *byte = chipset.power_management(address, register).unwrap_or(*byte);
+        }
+        u32::from_le_bytes(bytes)
     }
 
     /// Writes configuration space.

@@ -6,16 +6,18 @@ use std::sync::Arc;
 use config::NodeRef;
 use platform::{AccessSize, Persist, StateError};
 
-use super::{Capability, FunctionSpec, Identity, PciDevice, PciFunction, PcieKind, regs};
+use super::{Capability, Chipset, FunctionSpec, Identity, PciDevice, PciFunction, PcieKind, regs};
 use crate::factory::{BuildContext, DeviceError, PciFactory};
 
 /// How to make a host bridge.
-pub const FACTORY: PciFactory = PciFactory { name: "hostbridge", help: "host bridge; vendor=ID, devid=ID", build };
-
-const VENDOR: u16 = 0x1275;
-const DEVICE: u16 = 0x1275;
+pub const FACTORY: PciFactory =
+    PciFactory { name: "hostbridge", help: "host bridge; vendor=ID, devid=ID, compat=bhyve|i440fx|q35", build };
 
 fn build(context: &BuildContext<'_>, node: &NodeRef<'_>) -> Result<Arc<PciFunction>, DeviceError> {
+    if let Some(number) = node.get_word("compat", &Chipset::NAMES)? {
+        context.pci.set_chipset(Chipset::from_number(number));
+    }
+    let (vendor, device) = context.pci.chipset().host_bridge();
     // The newer keys and the older ones mean the same; where both are given the newer win.
     let id = |new: &str, old: &str, default| -> Result<u16, DeviceError> {
         Ok(match node.get_int(new, 0..=u16::MAX)? {
@@ -24,8 +26,8 @@ fn build(context: &BuildContext<'_>, node: &NodeRef<'_>) -> Result<Arc<PciFuncti
         })
     };
     let identity = Identity {
-        vendor: id("pcireg.vendor", "vendor", VENDOR)?,
-        device: id("pcireg.device", "devid", DEVICE)?,
+        vendor: id("pcireg.vendor", "vendor", vendor)?,
+        device: id("pcireg.device", "devid", device)?,
         class: regs::class::HOST_BRIDGE,
         ..Identity::default()
     };

@@ -14,6 +14,7 @@
 //! it, [`PciFunction::new`] joins the two and [`PciHost::add`] takes the function.
 
 pub mod bar;
+mod chipset;
 mod config_space;
 pub mod endpoint;
 pub mod function;
@@ -31,6 +32,7 @@ pub mod spec;
 mod tests;
 
 pub use bar::{Bar, BarKind};
+pub use chipset::Chipset;
 pub use config::pci::PciAddress;
 pub use endpoint::PciEndpoint;
 pub use function::{PciDevice, PciFunction};
