@@ -33,6 +33,15 @@ pub(crate) struct Apt {
 impl Apt {
     /// Lays out the state in a folder, which may be there from before.
     pub(crate) fn open(folder: PathBuf, arch: Arch) -> Result<Self> {
+        Self::open_kind(folder, arch, "deb")
+    }
+
+    /// As [`Apt::open`], for source packages.
+    pub(crate) fn open_sources(folder: PathBuf, arch: Arch) -> Result<Self> {
+        Self::open_kind(folder, arch, "deb-src")
+    }
+
+    fn open_kind(folder: PathBuf, arch: Arch, kind: &str) -> Result<Self> {
         for sub in ["lists/partial", "archives/partial", "sources.list.d"] {
             fs::create_dir_all(folder.join(sub))
                 .with_context(|| format!("cannot make {}", folder.join(sub).display()))?;
@@ -47,7 +56,7 @@ impl Apt {
             Ok(file)
         };
         write("status", "")?;
-        write("sources.list.d/debian.sources", &sources(&mirrors, arch))?;
+        write("sources.list.d/debian.sources", &sources(&mirrors, arch, kind))?;
         let config = write("apt.conf", &configuration(&folder, arch))?;
         Ok(Self { arch, folder, config, updated: Cell::new(false) })
     }
@@ -90,6 +99,19 @@ impl Apt {
         find_deb(&folder).with_context(|| format!("apt-get left no package in {}", folder.display()))
     }
 
+    /// Downloads a source package into a folder; returns the file that describes it.
+    pub(crate) fn download_source(&self, package: &str, folder: &Path) -> Result<PathBuf> {
+        self.update()?;
+        say(&format!("downloading the source of {package}"));
+        run(self.command("apt-get")?.current_dir(folder).args(["source", "--download-only", package]))
+            .with_context(|| format!("cannot download the Debian source package {package}"))?;
+        let files = fs::read_dir(folder).with_context(|| format!("cannot read {}", folder.display()))?;
+        let mut files = files.flatten().map(|file| file.path());
+        files
+            .find(|file| file.extension().is_some_and(|e| e == "dsc"))
+            .with_context(|| format!("apt-get left no source package in {}", folder.display()))
+    }
+
     /// Gets the package lists, once in this process.
     fn update(&self) -> Result<()> {
         if self.updated.get() {
@@ -124,13 +146,14 @@ impl Apt {
 
 /// The only sources, in apt's deb822 format, which takes keys in place and no other ones then.
 /// The security archive serves no i386 lists that apt accepts.
-fn sources(mirrors: &Mirrors, arch: Arch) -> String {
+fn sources(mirrors: &Mirrors, arch: Arch, kind: &str) -> String {
+    let targets = if kind == "deb" { "Packages" } else { "Sources" };
     let valid = if mirrors.check_valid_until { "yes" } else { "no" };
     let keys: Vec<_> = KEYS.lines().map(|line| if line.is_empty() { "." } else { line }).collect();
     let source = |uri: &str, suite: &str| {
         format!(
-            "Types: deb\nURIs: {uri}\nSuites: {suite}\nComponents: main\nArchitectures: {arch}\n\
-             Targets: Packages\nCheck-Valid-Until: {valid}\nSigned-By:\n {}\n\n",
+            "Types: {kind}\nURIs: {uri}\nSuites: {suite}\nComponents: main\nArchitectures: {arch}\n\
+             Targets: {targets}\nCheck-Valid-Until: {valid}\nSigned-By:\n {}\n\n",
             keys.join("\n ")
         )
     };
@@ -210,15 +233,15 @@ mod tests {
     fn only_amd64_uses_the_security_archive() {
         let mirrors =
             Mirrors { security: Some("http://s.example/s".into()), ..Mirrors::named("http://a.example/debian") };
-        let text = sources(&mirrors, Arch::Amd64);
+        let text = sources(&mirrors, Arch::Amd64, "deb");
         assert!(text.contains("\nURIs: http://a.example/debian\nSuites: bookworm\n"));
         assert!(text.contains("\nSuites: bookworm-security\n"));
-        assert!(!sources(&mirrors, Arch::I386).contains("bookworm-security"));
+        assert!(!sources(&mirrors, Arch::I386, "deb").contains("bookworm-security"));
     }
 
     #[test]
     fn keys_are_folded_into_their_field() {
-        let text = sources(&Mirrors::named("http://a.example/debian"), Arch::I386);
+        let text = sources(&Mirrors::named("http://a.example/debian"), Arch::I386, "deb");
         let (_, keys) = text.split_once("Signed-By:\n").unwrap();
         assert!(keys.starts_with(" -----BEGIN PGP PUBLIC KEY BLOCK-----\n .\n"));
         assert!(keys.trim_end().lines().all(|line| line.starts_with(' ') && line.len() > 1));

@@ -10,7 +10,7 @@ use crate::apt::Apt;
 use crate::layout::{self, Arch};
 use crate::modinfo::Modules;
 use crate::process::say;
-use crate::{bench, deb, debian, disk, initramfs};
+use crate::{bench, deb, debian, disk, firmware, initramfs};
 
 /// The guests' folder, locked for this process while the store is open.
 pub(crate) struct Store {
@@ -58,10 +58,14 @@ impl Store {
             "debian-i386" => self.debian(Arch::I386)?,
             "bench" => bench::guest::Small::build(self)?.files(),
             "bench-real" => bench::guest::Real::build(self)?.files(),
+            "ovmf" => self.ovmf()?,
+            "bhyve-firmware" => firmware::build_bhyve(&self.folder.join("bhyve-firmware"))?,
+            "efi-disk" => vec![self.efi_disk()?],
+            "netboot" => self.netboot()?,
             "all" => self.all()?,
             _ => bail!(
-                "unknown guest part \"{name}\": kernel-amd64, kernel-i386, initramfs-amd64, \
-                 initramfs-i386, generic, memtest, disk, debian, debian-i386, bench, bench-real or all"
+                "unknown guest part \"{name}\": kernel-amd64, kernel-i386, initramfs-amd64, initramfs-i386, generic, memtest, \
+                 disk, debian, debian-i386, ovmf, bhyve-firmware, efi-disk, netboot, bench, bench-real or all"
             ),
         })
     }
@@ -85,6 +89,7 @@ impl Store {
         files.extend(self.memtest()?);
         files.push(self.disk()?);
         files.extend(self.debian(Arch::Amd64)?);
+        files.extend(self.netboot()?);
         Ok(files)
     }
 
@@ -170,6 +175,36 @@ impl Store {
         let folder = self.folder.join(format!("debian-{arch}"));
         debian::make(self.apt(arch), arch, &folder)?;
         Ok(["disk.img", "vmlinuz", "initrd.img"].map(|name| folder.join(name)).into())
+    }
+
+    /// UEFI firmware as Debian has it.
+    fn ovmf(&self) -> Result<Vec<PathBuf>> {
+        let folder = self.folder.join("ovmf");
+        let files = firmware::OVMF.map(|name| (format!("usr/share/OVMF/{name}"), name));
+        let files: Vec<_> = files.iter().map(|(from, to)| (from.as_str(), *to)).collect();
+        self.files_of(Arch::Amd64, "ovmf", &folder, &files)?;
+        Ok(firmware::OVMF.iter().map(|name| folder.join(name)).collect())
+    }
+
+    /// A disk that UEFI firmware boots from.
+    fn efi_disk(&self) -> Result<PathBuf> {
+        let (shim, grub) = (self.folder.join("shim"), self.folder.join("grub"));
+        self.files_of(Arch::Amd64, "shim-signed", &shim, &[("usr/lib/shim/shimx64.efi.signed", "shim.efi")])?;
+        let signed = "usr/lib/grub/x86_64-efi-signed/grubx64.efi.signed";
+        self.files_of(Arch::Amd64, "grub-efi-amd64-signed", &grub, &[(signed, "grub.efi")])?;
+        let image = self.folder.join("efi-disk.img");
+        firmware::efi_disk(&image, &self.guest(Arch::Amd64)?, &shim.join("shim.efi"), &grub.join("grub.efi"))?;
+        Ok(image)
+    }
+
+    /// Debian's installer for serial consoles and the network: kernel and initramfs.
+    fn netboot(&self) -> Result<Vec<PathBuf>> {
+        let folder = self.folder.join("netboot");
+        let from = "usr/lib/debian-installer/images/12/amd64/text/debian-installer/amd64";
+        let (kernel, initramfs) = (format!("{from}/linux"), format!("{from}/initrd.gz"));
+        let files = [(kernel.as_str(), "linux"), (initramfs.as_str(), "initrd.gz")];
+        self.files_of(Arch::Amd64, "debian-installer-12-netboot-amd64", &folder, &files)?;
+        Ok(files.iter().map(|(_, name)| folder.join(name)).collect())
     }
 
     /// The untouched disk.

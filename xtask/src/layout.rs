@@ -16,6 +16,10 @@
 //! | `debian-ARCH/disk.img` | an installed Debian on a raw, sparse 3 GB GPT disk: EFI system partition, ext4 root; copy it before use |
 //! | `debian-ARCH/vmlinuz`, `debian-ARCH/initrd.img` | its kernel and initramfs, to boot it without firmware (`root=LABEL=root`) |
 //! | `bench-real/` | the benchmark guest with real programs: `root.ext4`, `initramfs.cpio.gz`, and `rootfs/`, its files |
+//! | `ovmf/` | UEFI firmware of Debian's package `ovmf`, with variable stores |
+//! | `bhyve-firmware/` | `BHYVE.fd`, `BHYVE_CODE.fd`, `BHYVE_VARS.fd`: bhyve's own UEFI firmware, built from Debian's edk2 |
+//! | `efi-disk.img` | a disk with Debian's signed shim and GRUB, and the amd64 guest |
+//! | `netboot/` | Debian's installer: `linux`, `initrd.gz` |
 //! | `bench/` | the benchmark guest: `vmlinuz`, `initramfs.cpio.gz`, and the program `bench` |
 //! | `busybox-ARCH/`, `apt-ARCH/` | intermediate: the static busybox; package lists and packages |
 

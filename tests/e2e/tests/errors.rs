@@ -294,7 +294,6 @@ fn what_is_known_but_not_built_is_said_in_one_line() {
         let name = device.split(',').next().unwrap_or(device).trim_end_matches("-cd");
         start(&["-s", &format!("3,{device}")], &format!("pci slot 0:3:0: {name}"));
     }
-    start(&["-l", "bootrom,rom.fd"], "rom.fd");
     start(&["-G", "1234"], "-G");
     start(&["-M"], "-M");
     refused(folder.path(), &["-r", "checkpoint", "-o", HERE, "vm"], 1, &["checkpoint", "snapshots"]);
@@ -315,6 +314,37 @@ fn numa_domains_that_cannot_be() {
     start(&["id=0,size=16M,cpus=0,domain_policy=near"], 64, "failed to parse domain policy 'near'");
     start(&["id=0,size=15E,cpus=0", "id=1,size=15E,cpus=1"], 64, "add up to more");
     refused(folder.path(), &["-n", "id=0,size=16M,cpus=0", "vm"], 64, &["NUMA emulation requires a boot ROM"]);
+}
+
+#[test]
+fn boot_roms_that_cannot_be() {
+    let folder = folder();
+    let file = |name: &str, size| fs::File::create(folder.path().join(name)).unwrap().set_len(size).unwrap();
+    file("rom.fd", 0x2000);
+    file("odd.fd", 0x2001);
+    file("large.fd", (16 << 20) + 0x1000);
+    file("vars.fd", 0x1000);
+    let rom = |bootrom: &str, words: &[&str]| {
+        refused(folder.path(), &["-l", &format!("bootrom,{bootrom}"), "vm"], 4, words);
+    };
+    rom("nowhere.fd", &["Error opening bootrom \"nowhere.fd\"", "No such file"]);
+    rom("empty", &["Invalid bootrom size 0"]);
+    rom("odd.fd", &["odd.fd", "Invalid bootrom size 8193"]);
+    rom("large.fd", &["Invalid bootrom size"]);
+    rom("rom.fd,nowhere.fd", &["Error opening bootvars \"nowhere.fd\"", "No such file"]);
+    rom("rom.fd,odd.fd", &["Invalid bootvars size 8193"]);
+    rom("rom.fd,large.fd", &["Invalid bootvars size"]);
+    rom("rom.fd,.", &["Error opening bootvars \".\""]);
+    rom("rom.fd,vars.fd,fwcfg=uefi", &["lpc.fwcfg", "qemu"]);
+    let long = format!("{},string=x", "n".repeat(56));
+    let outcome = run(folder.path(), &["-l", "bootrom,rom.fd", "-f", &long, "vm"]);
+    assert_eq!(outcome.status.code(), Some(64), "{outcome:?}");
+    assert!(outcome.stderr.contains("fw_cfg name too long"), "{outcome:?}");
+    if !rustix::process::geteuid().is_root() {
+        // Root may write to it.
+        fs::set_permissions(folder.path().join("vars.fd"), fs::Permissions::from_mode(0o444)).unwrap();
+        rom("rom.fd,vars.fd", &["Error opening bootvars \"vars.fd\"", "Permission denied"]);
+    }
 }
 
 #[test]
