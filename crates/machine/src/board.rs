@@ -121,7 +121,7 @@ impl Board {
 
         let (isa, serial) = build_isa(config, &options, vm.chips.as_ref(), time.clone(), power)?;
         let has_tpm = build_tpm(config, &mmio)?;
-        // Firmware's own tables rely on the fixed routing, and it places and enables BARs itself.
+        // Firmware's own tables rely on the fixed routing.
         let routing =
             if firmware.is_some() { Routing::Fixed } else { Routing::RoundRobin { gsis: vm.chips.pins() - HPET_PINS } };
         let router = Arc::new(IntxRouter::new(routing, vm.chips.pic(), vm.chips.ioapic()));
@@ -132,7 +132,8 @@ impl Board {
             router,
             reset_control: isa.reset_control.clone(),
             ram: memory.clone(),
-            enable_bars: firmware.is_none(),
+            // QEMU's firmware places and enables them itself; bhyve's takes those that it finds enabled.
+            enable_bars: firmware != Some(Flavour::Qemu),
         });
         pci.set_chipset(chipset);
         let mut lpc = None;

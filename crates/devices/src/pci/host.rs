@@ -56,7 +56,7 @@ pub struct PciHostOptions {
     pub reset_control: Arc<dyn BusDevice>,
     /// The guest's RAM, above which 64-bit BARs are placed.
     pub ram: GuestMemory,
-    /// Whether BARs decode from the start: yes without firmware that would enable them.
+    /// Whether BARs decode from the start: yes without firmware that places and enables them.
     pub enable_bars: bool,
 }
 
