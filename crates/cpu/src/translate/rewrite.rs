@@ -154,9 +154,6 @@ impl Translator<'_> {
         for n in wanted.into_iter().flatten() {
             let guest = number(i.op_register(n));
             if resident(guest).is_some() || borrowed.iter().any(|b| b.guest == guest) {
-                if let Some(b) = borrowed.iter().position(|b| b.guest == guest) {
-                    borrowed[b].written |= writes(self.access_of(insn, n));
-                }
                 continue;
             }
             let host = pool.pop().unwrap_or_else(|| {
@@ -169,13 +166,15 @@ impl Translator<'_> {
                 self.addend = None;
             }
             // The same register may be read as one operand and written as another: SHRX R15, RBP, R15.
-            let uses = wanted.into_iter().flatten().filter(|&n| number(i.op_register(n)) == guest);
-            let read =
-                uses.into_iter().any(|n| self.access_of(insn, n) != OpAccess::Write || i.op_register(n).size() < 4);
+            let (mut read, mut written) = (false, false);
+            for n in wanted.into_iter().flatten().filter(|&n| number(i.op_register(n)) == guest) {
+                let access = self.access_of(insn, n);
+                read |= access != OpAccess::Write || i.op_register(n).size() < 4;
+                written |= writes(access);
+            }
             if read {
                 self.asm.load(host, &spilled(guest));
             }
-            let written = writes(self.access_of(insn, n));
             borrowed.push(Borrowed { guest, host, written });
         }
         let map = |n: u32| {

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use iced_x86::{Code, Instruction, Mnemonic, OpCodeOperandKind, OpKind};
 
 use crate::codes::{Codes, Family};
+use crate::generate::operand::is_register_or_memory;
 use crate::layout::*;
 use crate::program::Program;
 
@@ -143,20 +144,7 @@ fn forms_of(instruction: &Instruction) -> u8 {
 fn wanted_forms(code: Code) -> u8 {
     use OpCodeOperandKind as K;
     let info = code.op_code();
-    let either = info.op_kinds().iter().any(|kind| {
-        matches!(
-            kind,
-            K::r8_or_mem
-                | K::r16_or_mem
-                | K::r32_or_mem
-                | K::r64_or_mem
-                | K::mm_or_mem
-                | K::xmm_or_mem
-                | K::ymm_or_mem
-                | K::zmm_or_mem
-                | K::k_or_mem
-        )
-    });
+    let either = info.op_kinds().iter().any(|&kind| is_register_or_memory(kind));
     // PREFETCHW's neighbours with a register are undefined on AMD's processors.
     let hint = matches!(
         code,

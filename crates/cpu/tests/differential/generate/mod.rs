@@ -7,7 +7,7 @@
 //! undefined, so that nothing depends on them.
 
 mod address;
-mod operand;
+pub(crate) mod operand;
 mod special;
 mod track;
 

@@ -362,7 +362,7 @@ fn is_memory(kind: OpCodeOperandKind) -> bool {
     kind == OpCodeOperandKind::mem
 }
 
-fn is_register_or_memory(kind: OpCodeOperandKind) -> bool {
+pub(crate) fn is_register_or_memory(kind: OpCodeOperandKind) -> bool {
     use OpCodeOperandKind as K;
     matches!(
         kind,
