@@ -6,12 +6,11 @@ use std::time::Instant;
 use e2e::linux::Guest;
 use e2e::{Debian, debian, files, servers};
 
-/// Waits until the guest has an address.
-fn wait_for_address(guest: &mut Guest, address: &str) {
-    guest.shell(&format!(
-        "for try in $(seq 1 200); do ip -4 -o addr show | grep -q ' {address}/' && break; sleep 0.2; done; \
-         ip -4 -o addr show | grep ' {address}/'"
-    ));
+/// Waits until the guest has an address that begins with `prefix` and may be used (duplicate address detection is
+/// over).
+fn wait_for_address(guest: &mut Guest, prefix: &str) {
+    let address = format!("ip -o addr show -tentative | grep ' inet6* {prefix}'");
+    guest.shell(&format!("for try in $(seq 1 300); do {address} && break; sleep 0.2; done; {address}"));
 }
 
 /// Downloads from the host and compares sums.
@@ -31,13 +30,14 @@ fn user_mode_networking() {
     let nic = format!("6,virtio-net,slirp,open,hostfwd=tcp:127.0.0.1:0-:7777,dns=127.0.0.1:{dns}");
     let machine = Debian::amd64().args(&["-s", &nic]).build();
     let mut guest = machine.boot();
-    wait_for_address(&mut guest, "10.0.2.15");
+    wait_for_address(&mut guest, "10.0.2.15/");
 
     download(&mut guest, &format!("http://10.0.2.2:{port}/"), &sum);
     if TcpListener::bind("[::1]:0").is_ok() {
         let folder = files::scratch();
         let (small, sum) = servers::noise(folder.path(), 4);
         let port = servers::http("::1", &small);
+        wait_for_address(&mut guest, "fec0:");
         download(&mut guest, &format!("http://[fec0::2]:{port}/"), &sum);
     }
     guest.shell("ping -c 3 -i 0.2 -W 5 10.0.2.2");
@@ -57,7 +57,7 @@ fn restricted_user_mode_networking_and_the_guests_offloads() {
     let nic = format!("6,virtio-net,slirp,mac={mac},mtu=4000,queues=2");
     let machine = Debian::amd64().cpus(2).args(&["-s", &nic]).build();
     let mut guest = machine.boot();
-    wait_for_address(&mut guest, "10.0.2.15");
+    wait_for_address(&mut guest, "10.0.2.15/");
     let (_, status) = guest.shell_status(&format!("curl -s --max-time 20 http://10.0.2.2:{port}/"));
     guest.check(status == 7, &format!("curl ended with {status}"));
     guest.shell("ping -c 1 -W 5 10.0.2.2");
