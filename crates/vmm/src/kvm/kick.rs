@@ -1,4 +1,4 @@
-//! Stops a vCPU from another thread, without losing a request.
+//! Stops a vCPU from another thread, or makes it look at itself, without losing a request.
 //!
 //! A stop request sets the flag `immediate_exit` in the page that the vCPU shares with the kernel, then signals the vCPU's
 //! thread. If the thread has not entered the kernel yet, the kernel sees the flag on entry; if it has, the signal ends its stay.
@@ -87,10 +87,23 @@ impl Drop for RunPage {
     }
 }
 
+/// What a vCPU found when it was asked to look at itself.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Life {
+    /// It runs or can go on by itself.
+    Alive,
+    /// Only another vCPU could wake it.
+    Dead,
+}
+
 /// Reaches a vCPU from other threads.
 pub(super) struct Kick {
     page: RunPage,
     stop: AtomicBool,
+    /// Somebody asks for the vCPU's [`Life`].
+    asked: AtomicBool,
+    /// The answer is [`Life::Dead`].
+    dead: AtomicBool,
     /// The thread inside [`Kick::enter`]'s scope.
     thread: Mutex<Option<libc::pthread_t>>,
 }
@@ -101,7 +114,13 @@ pub(super) struct Inside<'a>(&'a Kick);
 impl Kick {
     pub(super) fn new(fd: &VcpuFd, run_size: usize) -> Result<Self, EngineError> {
         install_handler();
-        Ok(Self { page: RunPage::map(fd, run_size)?, stop: AtomicBool::new(false), thread: Mutex::new(None) })
+        Ok(Self {
+            page: RunPage::map(fd, run_size)?,
+            stop: AtomicBool::new(false),
+            asked: AtomicBool::new(false),
+            dead: AtomicBool::new(false),
+            thread: Mutex::new(None),
+        })
     }
 
     pub(super) fn page(&self) -> &RunPage {
@@ -120,23 +139,44 @@ impl Kick {
         Inside(self)
     }
 
-    /// After KVM_RUN returned EINTR: whether that was a stop request, which is taken.
-    pub(super) fn take_stop(&self) -> bool {
-        // In this order: a request made after the look below sets the flag after it is cleared here.
+    /// After KVM_RUN returned EINTR: whether that was a stop request, which is taken. `look` answers a question that may have
+    /// been asked.
+    pub(super) fn take_stop<E>(&self, look: impl FnOnce() -> Result<Life, E>) -> Result<bool, E> {
+        // In this order: a request made after the looks below sets the flag after it is cleared here.
         self.page.immediate_exit().store(0, Ordering::SeqCst);
-        self.stop.swap(false, Ordering::SeqCst)
+        if self.asked.swap(false, Ordering::SeqCst) {
+            self.dead.store(look()? == Life::Dead, Ordering::SeqCst);
+        }
+        Ok(self.stop.swap(false, Ordering::SeqCst))
     }
-}
 
-impl VcpuHandle for Kick {
-    fn stop(&self) {
-        self.stop.store(true, Ordering::SeqCst);
+    /// Makes the vCPU look at itself soon, if it runs.
+    pub(super) fn ask(&self) {
+        self.dead.store(false, Ordering::SeqCst);
+        self.asked.store(true, Ordering::SeqCst);
+        self.interrupt();
+    }
+
+    /// The answer to the last [`Kick::ask`]; alive, if there is none yet.
+    pub(super) fn answer(&self) -> Life {
+        if self.dead.load(Ordering::SeqCst) { Life::Dead } else { Life::Alive }
+    }
+
+    /// Makes KVM_RUN return EINTR, now or when it is next called.
+    fn interrupt(&self) {
         self.page.immediate_exit().store(1, Ordering::SeqCst);
         if let Some(thread) = *self.thread() {
             // SAFETY: the thread has not left `Inside`, whose drop waits for the lock held here, so it exists. A failure means
             // that it is about to end.
             unsafe { libc::pthread_kill(thread, signal()) };
         }
+    }
+}
+
+impl VcpuHandle for Kick {
+    fn stop(&self) {
+        self.stop.store(true, Ordering::SeqCst);
+        self.interrupt();
     }
 }
 

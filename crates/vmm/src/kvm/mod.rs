@@ -11,6 +11,7 @@
 //! | `vectors`     | the vector registers                                                   |
 //! | `fallback`    | executes, with our own CPU, instructions that KVM gives up on          |
 //! | `kick`        | stops a vCPU from another thread                                       |
+//! | `halt`        | notices that all vCPUs have halted for good                            |
 
 pub mod host;
 
@@ -20,6 +21,8 @@ mod chips;
 mod cpuid;
 #[cfg(target_arch = "x86_64")]
 mod fallback;
+#[cfg(target_arch = "x86_64")]
+mod halt;
 #[cfg(target_arch = "x86_64")]
 mod kernel;
 #[cfg(target_arch = "x86_64")]
@@ -52,11 +55,13 @@ pub fn create(options: &VmOptions) -> Result<Vm, EngineError> {
     let chips = Arc::new(chips::KvmChips::new(&vm)?);
     let supported = cpuid::Supported::read(&kvm)?;
     let shared = Arc::new(cpu::SharedCpus::default());
-    let vcpus = (0..options.layout.cpus).map(|index| {
-        let vcpu = vcpu::KvmVcpu::new(index, &vm, options, &supported, shared.clone())?;
-        Ok(Box::new(vcpu) as Box<dyn Vcpu>)
-    });
-    Ok(Vm { kind: EngineKind::Kvm, vcpus: vcpus.collect::<Result<_, EngineError>>()?, chips })
+    let (watched, vcpus_gone) = halt::channel_of_watch();
+    let vcpus = (0..options.layout.cpus)
+        .map(|index| vcpu::KvmVcpu::new(index, &vm, options, &supported, shared.clone(), watched.clone()));
+    let vcpus = vcpus.collect::<Result<Vec<_>, EngineError>>()?;
+    halt::watch(vcpus.iter().map(vcpu::KvmVcpu::kick).collect(), vcpus_gone, options.power.clone())?;
+    let vcpus = vcpus.into_iter().map(|vcpu| Box::new(vcpu) as Box<dyn Vcpu>).collect();
+    Ok(Vm { kind: EngineKind::Kvm, vcpus, chips })
 }
 
 /// There is no KVM for x86 guests on this host.

@@ -12,6 +12,7 @@ use platform::{PowerEvent, PowerSink};
 
 use super::cpuid::{self, Supported};
 use super::fallback::Fallback;
+use super::halt::{self, Watched};
 use super::kernel::KernelVm;
 use super::kick::Kick;
 use super::outside::{Outside, Unclaimed};
@@ -36,6 +37,7 @@ pub(super) struct KvmVcpu {
     /// Made when first needed.
     fallback: Option<Box<Fallback>>,
     vm: Arc<KernelVm>,
+    _watched: Watched,
 }
 
 /// An exit that needs the vCPU itself, once the data in its run page is done with.
@@ -53,6 +55,7 @@ impl KvmVcpu {
         options: &VmOptions,
         supported: &Supported,
         shared: Arc<SharedCpus>,
+        watched: Watched,
     ) -> Result<Self, EngineError> {
         let place = options.layout.placement(index);
         let fd = vm.fd.create_vcpu(u64::from(place.apic_id)).map_err(refused(format!("create vCPU {index} in KVM")))?;
@@ -76,7 +79,13 @@ impl KvmVcpu {
             shared,
             fallback: None,
             vm,
+            _watched: watched,
         })
+    }
+
+    /// The way to reach it from other threads.
+    pub(super) fn kick(&self) -> Arc<Kick> {
+        self.kick.clone()
     }
 
     fn serve(&mut self, pending: Pending) -> Result<Option<VcpuExit>, EngineError> {
@@ -158,8 +167,7 @@ impl Vcpu for KvmVcpu {
         self.index
     }
 
-    /// A halted vCPU waits in the kernel. The kernel also keeps to itself that all vCPUs have halted with interrupts disabled,
-    /// so that [`PowerEvent::Halt`] never comes from here.
+    /// A halted vCPU waits in the kernel.
     fn run(&mut self) -> Result<VcpuExit, EngineError> {
         let kick = self.kick.clone();
         let _inside = kick.enter();
@@ -175,7 +183,8 @@ impl Vcpu for KvmVcpu {
                     }
                 }
                 Err(error) if error.errno() == libc::EINTR => {
-                    if self.kick.take_stop() {
+                    let stop = self.kick.take_stop(|| halt::life(&self.fd));
+                    if stop.map_err(refused(format!("see whether vCPU {} has halted", self.index)))? {
                         return Ok(VcpuExit::Stopped);
                     }
                 }

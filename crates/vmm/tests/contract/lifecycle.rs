@@ -11,8 +11,8 @@ use crate::harness::{HUNG, Machine, PORT};
 
 crate::stamp! {
     everywhere: stops_while_it_runs, stops_while_it_is_halted, stops_before_it_runs, stops_are_never_lost,
-        triple_fault_shuts_down;
-    software: halted_for_good
+        triple_fault_shuts_down, halted_for_good;
+    software:
 }
 
 fn stops_while_it_runs(engine: EngineKind) {
