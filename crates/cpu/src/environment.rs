@@ -1,5 +1,17 @@
 //! What a CPU's pins connect to.
 
+use std::sync::atomic::AtomicU64;
+
+/// A time-stamp counter that emitted code reads without a call: the host's counter minus `base`, but never less than what
+/// anybody has read from it before, which is in `highest`.
+#[derive(Clone, Copy, Debug)]
+pub struct HostCounter<'a> {
+    /// The host's counter where the guest's is 0.
+    pub base: u64,
+    /// The highest value read so far, by all who share the counter. At the same address as long as the environment lives.
+    pub highest: &'a AtomicU64,
+}
+
 /// The world outside one vCPU: buses, its local APIC, the policy for unknown MSRs, time.
 /// Called on the vCPU's own thread.
 pub trait Environment: Send + Sync {
@@ -26,6 +38,10 @@ pub trait Environment: Send + Sync {
     fn write_msr(&self, index: u32, value: u64) -> bool;
     /// The host's time-stamp counter in guest ticks, before IA32_TSC_ADJUST-like offsets of the vCPU.
     fn tsc(&self) -> u64;
+    /// What [`Environment::tsc`] reads, if it is that; `None`: it has to be called.
+    fn host_counter(&self) -> Option<HostCounter<'_>> {
+        None
+    }
     /// Called when INIT resets the vCPU, for its local APIC.
     fn init_reset(&self) {}
 }

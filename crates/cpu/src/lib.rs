@@ -32,7 +32,7 @@ mod testing;
 mod translate;
 mod trap;
 
-pub use environment::Environment;
+pub use environment::{Environment, HostCounter};
 pub use event::request::{Events, SharedCpus, bit as event_bits};
 pub use features::{CpuModel, Features, ModelError};
 pub use interp::Exit;

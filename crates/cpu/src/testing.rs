@@ -18,7 +18,7 @@ use memory::{GuestMemory, MemoryOptions};
 use platform::x86::{DescriptorTable, Segment, VcpuState, cr0, cr4, efer, gpr, rflags, seg};
 
 use crate::features::Leaf;
-use crate::{Environment, Events, Exit, Features, SharedCpus, Vcpu};
+use crate::{Environment, Events, Exit, Features, HostCounter, SharedCpus, Vcpu};
 
 /// Where things are.
 pub(crate) mod at {
@@ -75,6 +75,8 @@ pub(crate) struct World {
     pub(crate) msrs: Mutex<HashMap<u32, u64>>,
     pub(crate) cr8: AtomicU8,
     pub(crate) tsc: AtomicU64,
+    /// If not 0: the TSC is the host's counter, but never less than this.
+    pub(crate) highest: AtomicU64,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -127,7 +129,14 @@ impl Environment for World {
         lock(&self.msrs).get_mut(&index).map(|msr| *msr = value).is_some()
     }
     fn tsc(&self) -> u64 {
-        self.tsc.fetch_add(1, Ordering::Relaxed)
+        match self.highest.load(Ordering::Relaxed) {
+            0 => self.tsc.fetch_add(1, Ordering::Relaxed),
+            highest => highest,
+        }
+    }
+    fn host_counter(&self) -> Option<HostCounter<'_>> {
+        let highest = &self.highest;
+        (highest.load(Ordering::Relaxed) != 0).then_some(HostCounter { base: 0, highest })
     }
     fn init_reset(&self) {
         lock(&self.log).push(Bus::InitReset);

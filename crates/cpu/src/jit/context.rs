@@ -84,6 +84,9 @@ pub(crate) struct Context {
     /// RFLAGS.DF.
     pub(crate) backward: u64,
     pub(crate) calls: super::calls::FastCalls,
+    /// [`crate::HostCounter`]: negated base, and address of the highest value read.
+    pub(crate) tsc_base: u64,
+    pub(crate) tsc_highest: u64,
 }
 
 /// Offset of a field.

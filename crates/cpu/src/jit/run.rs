@@ -96,6 +96,11 @@ impl Vcpu {
         context.unloaded = 1;
         context.host_mxcsr = 0x1f80;
         (context.calls.no_call, context.calls.no_return) = (1, 1);
+        if let Some(counter) = self.env.host_counter() {
+            // It stays there as long as the environment, which is the vCPU's for life.
+            context.tsc_base = counter.base.wrapping_neg();
+            context.tsc_highest = counter.highest.as_ptr() as u64;
+        }
         self.tlb.set_tables(Some(tables));
         self.jit = Some(Box::new(jit));
         Ok(())
@@ -389,6 +394,7 @@ impl Vcpu {
             vectors: jit.vectors,
             checking: jit.options.check != 0,
             cr4: self.cr4,
+            host_counter: self.env.host_counter().is_some(),
             notes_operands: self.features.leaf(7, 0)[1] >> 6 & 1 == 0,
         };
         translate(&request, &mut self.host_alu)

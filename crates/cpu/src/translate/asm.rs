@@ -222,6 +222,11 @@ impl Asm {
         self.put(&[0x70 | condition & 15, 0]);
         Fixup { at: self.bytes.len(), short: true }
     }
+    /// Jcc to an arena offset behind us.
+    pub(crate) fn jcc_back(&mut self, condition: u8, target: u32) {
+        self.put(&[0x0f, 0x80 | condition & 15]);
+        self.rel32(target);
+    }
     pub(crate) fn jrcxz(&mut self) -> Fixup {
         self.put(&[0xe3, 0]);
         Fixup { at: self.bytes.len(), short: true }

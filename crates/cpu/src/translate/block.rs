@@ -43,6 +43,8 @@ pub(crate) struct Request<'a> {
     pub(crate) checking: bool,
     /// Some of its bits are built into code: see [`super::system::BUILT_IN`].
     pub(crate) cr4: u64,
+    /// The time-stamp counter is the host's.
+    pub(crate) host_counter: bool,
     /// The CPU notes the operands of x87 instructions always, not only for exceptions.
     pub(crate) notes_operands: bool,
 }

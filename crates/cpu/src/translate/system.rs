@@ -29,6 +29,9 @@ const ACCESS: i32 = (offset_of!(Vcpu, tlb) + Tlb::MODE) as i32;
 const KERNEL_GS: i32 = (offset_of!(Vcpu, msrs) + offset_of!(Msrs, kernel_gs_base)) as i32;
 const TSC_AUX: i32 = (offset_of!(Vcpu, msrs) + offset_of!(Msrs, tsc_aux)) as i32;
 
+const TSC_OFFSET: i32 = (offset_of!(Vcpu, msrs) + offset_of!(Msrs, tsc_offset)) as i32;
+const CR4: i32 = offset_of!(Vcpu, cr4) as i32;
+
 const USER: usize = AccessMode::User as usize;
 const SUPERVISOR: usize = AccessMode::Supervisor as usize;
 const SUPERVISOR_AC: usize = AccessMode::SupervisorAc as usize;
@@ -54,6 +57,8 @@ pub(super) fn form(i: &Instruction, flow: Flow, request: &Request<'_>) -> Option
     let native = match i.mnemonic() {
         N::Cli | N::Sti | N::Clac | N::Stac | N::Swapgs | N::Sysretq => kernel,
         N::Pushfq | N::Popfq | N::Syscall | N::Rdpid | N::Cld => true,
+        // Two runs do not read the same.
+        N::Rdtsc | N::Rdtscp => request.host_counter && !request.checking,
         N::Rdfsbase | N::Rdgsbase | N::Wrfsbase | N::Wrgsbase => request.cr4 & cr4::FSGSBASE != 0,
         N::Mov if matches!(i.code(), Code::Mov_r64_cr) => kernel && control_register(i).is_some(),
         N::Mov if matches!(i.code(), Code::Mov_r64m16_Sreg | Code::Mov_r32m16_Sreg) => i.op0_kind() == OpKind::Register,
@@ -113,6 +118,7 @@ impl Translator<'_> {
                 self.asm.load32(RCX, &Mem::base(RCX, TSC_AUX));
                 self.put_register(insn.op.r1, RCX);
             }
+            N::Rdtsc | N::Rdtscp => self.read_counter(insn),
             N::Mov if i.code() == Code::Mov_r64_cr => {
                 self.vcpu(RCX);
                 self.asm.load(RCX, &Mem::base(RCX, control_register(i).unwrap_or(0)));
@@ -149,9 +155,56 @@ impl Translator<'_> {
     }
 
     pub(super) fn recall_flags(&mut self) {
-        // ADD AL, 127; SAHF
-        self.asm.put(&[0x04, 0x7f, 0x9e]);
+        self.load_spared_flags();
         self.asm.load(RAX, &Mem::context(at!(scratch2)));
+    }
+
+    /// ADD AL, 127; SAHF: flags from RAX, where [`Translator::spare_flags`] had put them.
+    fn load_spared_flags(&mut self) {
+        self.asm.put(&[0x04, 0x7f, 0x9e]);
+    }
+
+    /// RDTSC, RDTSCP: as [`crate::HostCounter`] says, plus the vCPU's offset.
+    fn read_counter(&mut self, insn: &Insn) {
+        self.vcpu(R14);
+        self.spare_flags();
+        if self.access == USER {
+            // TEST dword [cr4], TSD
+            self.asm.op_mem(false, &[0xf7], 0, &Mem::base(R14, CR4));
+            self.asm.u32(cr4::TSD as u32);
+            let allowed = self.asm.jcc_short(cond::Z);
+            self.recall_flags();
+            let forbidden = self.asm.jmp_forward();
+            self.slow_path(insn, forbidden, false);
+            self.asm.bind(allowed);
+        }
+        self.asm.mov(R15, RAX);
+        // LFENCE: not before what the guest did before. RDTSC; SHL RDX, 32; OR RDX, RAX
+        self.asm.put(&[0x0f, 0xae, 0xe8, 0x0f, 0x31, 0x48, 0xc1, 0xe2, 32, 0x48, 0x09, 0xc2]);
+        self.asm.op_mem(true, &[0x03], RDX, &Mem::context(at!(tsc_base)));
+        self.asm.load(RCX, &Mem::context(at!(tsc_highest)));
+        self.asm.load(RAX, &Mem::base(RCX, 0));
+        let again = self.asm.here();
+        // CMP RDX, RAX: another vCPU may have read more; then that it is.
+        self.asm.put(&[0x48, 0x39, 0xc2]);
+        let later = self.asm.jcc_short(cond::A);
+        self.asm.mov(RDX, RAX);
+        let done = self.asm.jmp_forward();
+        self.asm.bind(later);
+        // LOCK CMPXCHG [RCX], RDX
+        self.asm.put(&[0xf0, 0x48, 0x0f, 0xb1, 0x11]);
+        self.asm.jcc_back(cond::NZ, again);
+        self.asm.bind(done);
+        self.asm.op_mem(true, &[0x03], RDX, &Mem::base(R14, TSC_OFFSET));
+        self.asm.mov32(RCX, RDX);
+        // SHR RDX, 32
+        self.asm.put(&[0x48, 0xc1, 0xea, 32]);
+        self.asm.mov(RAX, R15);
+        self.load_spared_flags();
+        self.asm.mov32(RAX, RCX);
+        if insn.instruction.mnemonic() == Mnemonic::Rdtscp {
+            self.asm.load32(R12, &Mem::base(R14, TSC_AUX));
+        }
     }
 
     /// AND (4) or OR (1) of RFLAGS' system bits. Uses R14.

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use cpu::Environment;
+use cpu::{Environment, HostCounter};
 use irqchip::lapic::{MSR_APIC_BASE, MSR_TSC_DEADLINE, MSR_X2APIC_FIRST, MSR_X2APIC_LAST};
 use irqchip::{LocalApic, TscSource};
 use platform::counter::Counter;
@@ -151,6 +151,10 @@ impl Environment for CpuEnvironment {
 
     fn tsc(&self) -> u64 {
         self.tsc.tsc()
+    }
+
+    fn host_counter(&self) -> Option<HostCounter<'_>> {
+        self.tsc.host_counter()
     }
 
     fn init_reset(&self) {

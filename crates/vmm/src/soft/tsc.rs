@@ -4,6 +4,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use cpu::HostCounter;
 use irqchip::TscSource;
 
 /// The counter that all vCPUs share.
@@ -20,6 +21,11 @@ impl HostTsc {
     pub(super) fn start() -> Self {
         frequency();
         Self { base: counter(), highest: AtomicU64::new(0) }
+    }
+
+    /// For translated code, where the counter is the processor's.
+    pub(super) fn host_counter(&self) -> Option<HostCounter<'_>> {
+        cfg!(target_arch = "x86_64").then_some(HostCounter { base: self.base, highest: &self.highest })
     }
 }
 

@@ -1,10 +1,11 @@
 //! Instructions beyond plain integer code that run without leaving emitted code.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
-use platform::x86::{cr4, rflags};
+use platform::x86::{cr4, gpr, rflags};
 
 use super::{DATA, counters, run, translated};
 use crate::Features;
@@ -112,6 +113,97 @@ fn system_calls() {
             a.jmp(again)
         });
         assert!(interpreted < 60, "system calls stay in emitted code: {interpreted}");
+    }
+}
+
+#[test]
+fn the_counter_is_read_here() {
+    const HIGHEST: u64 = 1 << 62;
+    // Another CPU has read more than the host's counter will be: that is what is read, plus the CPU's own offset.
+    let prepare = || {
+        let mut machine = machine(false);
+        machine.world.highest.store(HIGHEST, Ordering::Relaxed);
+        machine.vcpu.msrs.tsc_offset = 0x1_2345_6789;
+        machine.vcpu.msrs.tsc_aux = 0x42;
+        machine
+    };
+    let interpreted = same(prepare, &|a| {
+        let mut again = a.create_label();
+        a.mov(ebp, 100)?;
+        a.set_label(&mut again)?;
+        a.cmp(ebp, 77)?;
+        a.rdtsc()?;
+        a.adc(rbx, rax)?;
+        a.adc(rsi, rdx)?;
+        a.mov(rcx, u64::MAX)?;
+        a.rdtscp()?;
+        a.adc(rbx, rcx)?;
+        a.dec(ebp)?;
+        a.jnz(again)?;
+        a.hlt()
+    });
+    assert!(interpreted < 20, "it is read in emitted code: {interpreted}");
+}
+
+#[test]
+fn the_counter_does_not_go_back() {
+    let machine = machine(false);
+    machine.world.highest.store(1, Ordering::Relaxed);
+    let mut machine = translated(machine);
+    machine.code(|a| {
+        let (mut again, mut back) = (a.create_label(), a.create_label());
+        a.mov(ebp, 1000)?;
+        a.xor(ebx, ebx)?;
+        a.set_label(&mut again)?;
+        a.rdtsc()?;
+        a.shl(rdx, 32)?;
+        a.or(rax, rdx)?;
+        a.cmp(rax, rbx)?;
+        a.jb(back)?;
+        a.mov(rbx, rax)?;
+        a.dec(ebp)?;
+        a.jnz(again)?;
+        a.set_label(&mut back)?;
+        a.hlt()
+    });
+    run(&mut machine);
+    assert_eq!(machine.reg(gpr::RBP), 0, "no value is less than the one before");
+    assert!(machine.reg(gpr::RBX) > 1_000_000, "it counts");
+    let last = machine.reg(gpr::RBX).wrapping_sub(machine.vcpu.msrs.tsc_offset);
+    assert_eq!(machine.world.highest.load(Ordering::Relaxed), last, "others see it");
+}
+
+#[test]
+fn the_counter_may_be_the_kernels_alone() {
+    for forbidden in [false, true] {
+        let prepare = || {
+            let mut machine = machine(false).into_user();
+            machine.world.highest.store(1 << 62, Ordering::Relaxed);
+            let mut state = machine.vcpu.state();
+            state.cr4 |= if forbidden { cr4::TSD } else { 0 };
+            machine.vcpu.set_state(&state);
+            // #GP: counts, and skips the instruction.
+            machine.code_at(Machine::handler(13), |a| {
+                a.add(rsp, 8)?;
+                a.add(qword_ptr(rsp), 2)?;
+                a.inc(r15)?;
+                a.iretq()
+            });
+            machine.code_at(Machine::handler(6), |a| a.hlt());
+            machine
+        };
+        same(prepare, &|a| {
+            let mut again = a.create_label();
+            a.mov(ebp, 50)?;
+            a.set_label(&mut again)?;
+            a.cmp(ebp, 20)?;
+            a.rdtsc()?;
+            a.adc(rbx, rax)?;
+            a.xor(rsi, rdx)?;
+            a.dec(ebp)?;
+            a.jnz(again)?;
+            a.ud2()
+        });
     }
 }
 
