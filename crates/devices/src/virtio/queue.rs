@@ -52,6 +52,24 @@ pub(crate) struct QueueState {
     pub(crate) vector: u16,
 }
 
+impl QueueState {
+    /// Not set up yet, with the largest size that the device offers.
+    fn closed(max_size: u16) -> Self {
+        Self {
+            size: max_size,
+            descriptors: 0,
+            available: 0,
+            used: 0,
+            ready: false,
+            broken: false,
+            next_available: 0,
+            next_used: 0,
+            signalled: None,
+            vector: NO_VECTOR,
+        }
+    }
+}
+
 /// One virtqueue of a device. It exists as long as the device; the driver sets it up, closes and reopens it.
 pub struct VirtQueue {
     memory: GuestMemory,
@@ -86,19 +104,7 @@ pub struct Chain {
 impl VirtQueue {
     pub(crate) fn new(memory: GuestMemory, index: u16, max_size: u16) -> Arc<Self> {
         let max_size = max_size.clamp(1, MAX_QUEUE_SIZE);
-        let state = QueueState {
-            size: max_size,
-            descriptors: 0,
-            available: 0,
-            used: 0,
-            ready: false,
-            broken: false,
-            next_available: 0,
-            next_used: 0,
-            signalled: None,
-            vector: NO_VECTOR,
-        };
-        let ring = Mutex::new(Ring { state, features: 0, epoch: 0, in_flight: 0 });
+        let ring = Mutex::new(Ring { state: QueueState::closed(max_size), features: 0, epoch: 0, in_flight: 0 });
         Arc::new(Self { memory, index, max_size, vector: AtomicU16::new(NO_VECTOR), ring, idle: Condvar::new() })
     }
 
@@ -172,18 +178,7 @@ impl VirtQueue {
     pub(crate) fn close(&self) {
         let mut ring = self.ring();
         ring.epoch += 1;
-        ring.state = QueueState {
-            size: self.max_size,
-            descriptors: 0,
-            available: 0,
-            used: 0,
-            ready: false,
-            broken: false,
-            next_available: 0,
-            next_used: 0,
-            signalled: None,
-            vector: NO_VECTOR,
-        };
+        ring.state = QueueState::closed(self.max_size);
         self.set_vector(NO_VECTOR);
     }
 
