@@ -7,7 +7,7 @@ use std::process::Command;
 use anyhow::{Context, Result};
 
 use crate::deb::remove_folder;
-use crate::process::{need_tool, output, say};
+use crate::process::{output, say};
 
 const SIZE: u64 = 256 << 20;
 
@@ -16,8 +16,8 @@ This is the guest's disk: an ext4 file system on a virtio block device.
 What you write here is still there the next time you boot the guest.
 ";
 
-/// Makes the image, sparse, unless it is there.
-pub(crate) fn make(image: &Path) -> Result<()> {
+/// Makes the image, sparse, unless it is there. `mke2fs` gives the command that makes file systems.
+pub(crate) fn make(image: &Path, mke2fs: impl FnOnce() -> Result<Command>) -> Result<()> {
     if image.exists() {
         return Ok(());
     }
@@ -33,13 +33,8 @@ pub(crate) fn make(image: &Path) -> Result<()> {
         .with_context(|| format!("cannot make {}", partial.display()))?;
     // Nothing is left for the guest's kernel to initialise in the background.
     let options = "root_owner=0:0,lazy_itable_init=0,lazy_journal_init=0";
-    output(
-        Command::new(need_tool("mke2fs", "e2fsprogs")?)
-            .args(["-q", "-F", "-t", "ext4", "-L", "guest", "-E", options, "-d"])
-            .arg(&content)
-            .arg(&partial),
-    )
-    .with_context(|| format!("cannot make a file system in {}", partial.display()))?;
+    output(mke2fs()?.args(["-q", "-F", "-t", "ext4", "-L", "guest", "-E", options, "-d"]).arg(&content).arg(&partial))
+        .with_context(|| format!("cannot make a file system in {}", partial.display()))?;
     remove_folder(&content)?;
     fs::rename(&partial, image).with_context(|| format!("cannot make {}", image.display()))
 }

@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 use rustix::fs::{FlockOperation, flock};
@@ -9,7 +10,7 @@ use rustix::fs::{FlockOperation, flock};
 use crate::apt::Apt;
 use crate::layout::{self, Arch};
 use crate::modinfo::Modules;
-use crate::process::say;
+use crate::process::{find_tool, say};
 use crate::{bench, deb, debian, disk, firmware, initramfs};
 
 /// The guests' folder, locked for this process while the store is open.
@@ -210,15 +211,38 @@ impl Store {
     /// The untouched disk.
     pub(crate) fn disk(&self) -> Result<PathBuf> {
         let image = self.folder.join("disk.img");
-        disk::make(&image)?;
+        disk::make(&image, || self.mke2fs())?;
         Ok(image)
     }
 
     /// The disk of `cargo xtask boot`, which keeps what guests write.
     pub(crate) fn boot_disk(&self) -> Result<PathBuf> {
         let image = self.folder.join("boot-disk.img");
-        disk::make(&image)?;
+        disk::make(&image, || self.mke2fs())?;
         Ok(image)
+    }
+
+    /// The program that makes file systems: this machine's, or else, since small installations have none, Debian's.
+    fn mke2fs(&self) -> Result<Command> {
+        if let Some(program) = find_tool("mke2fs") {
+            return Ok(Command::new(program));
+        }
+        let folder = self.folder.join("e2fsprogs");
+        let libraries = "lib/x86_64-linux-gnu";
+        let (ext2fs, e2p) = (format!("{libraries}/libext2fs.so.2"), format!("{libraries}/libe2p.so.2"));
+        let com_err = format!("{libraries}/libcom_err.so.2");
+        for (package, part, files) in [
+            ("e2fsprogs", "program", &[("sbin/mke2fs", "mke2fs"), ("etc/mke2fs.conf", "mke2fs.conf")][..]),
+            ("libext2fs2", "libext2fs", &[(&*ext2fs, "libext2fs.so.2"), (&*e2p, "libe2p.so.2")]),
+            ("libcom-err2", "libcom-err", &[(&*com_err, "libcom_err.so.2")]),
+        ] {
+            self.files_of(Arch::Amd64, package, &folder.join(part), files)?;
+        }
+        let mut command = Command::new(folder.join("program/mke2fs"));
+        command.env("MKE2FS_CONFIG", folder.join("program/mke2fs.conf"));
+        command
+            .env("LD_LIBRARY_PATH", std::env::join_paths(["libext2fs", "libcom-err"].map(|part| folder.join(part)))?);
+        Ok(command)
     }
 
     /// Makes a folder of chosen files of a package, unless it is there.
