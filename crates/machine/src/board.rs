@@ -23,7 +23,7 @@ use vmm::engine::CpuLayout;
 use vmm::{AccessPolicy, EngineChoice, HostTime, InterruptChips, PolicyOptions, Vcpu, VmOptions, select};
 
 use crate::MachineError;
-use crate::firmware::BootRom;
+use crate::firmware::{BootRom, physical_bits};
 use crate::power::PowerLatch;
 use crate::process::PowerButton;
 use crate::start;
@@ -100,7 +100,10 @@ impl Board {
         let chipset = rom.as_ref().map(BootRom::chipset).unwrap_or_default();
         let numa = numa(config, layout.cpus)?;
         let memory = memory(config, &numa, is_shared(config, &functions)?)?;
-        let model = model(config)?;
+        let mut model = model(config)?;
+        if firmware == Some(Flavour::Qemu) {
+            model = model.with_physical_bits(physical_bits(memory.high_size()));
+        }
         let features = cpu::Features::modelled(placement(&layout), &model)?;
         let time = HostTime::start().map_err(|source| MachineError::Host { what: "start the timer thread", source })?;
         let (ports, mmio) = (Arc::new(Bus::new("port")), Arc::new(Bus::new("memory")));

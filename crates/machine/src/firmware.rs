@@ -2,6 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::Read;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -11,7 +12,7 @@ use config::{Config, lpc};
 use devices::chipset::pm::Pm;
 use devices::firmware::{self, Flash, FwCfg, FwCfgItems, FwCtl, compat};
 use devices::pci::Chipset;
-use memory::{GuestMemory, RomKind};
+use memory::{GuestMemory, HIGH_MEMORY_BASE, RomKind};
 use platform::{Bus, PowerSink};
 
 use crate::MachineError;
@@ -148,6 +149,25 @@ impl BootRom {
         mmio.map(flash.range().start.0, flash.range().size, flash.clone())?;
         Ok(Some(flash))
     }
+}
+
+/// Where firmware puts 64-bit BARs above `high` bytes of memory that lie above 4 GiB: as much as EDK2's platforms take unless told
+/// otherwise, aligned to its size.
+pub(crate) fn memory64(high: u64) -> Range<u64> {
+    const SIZE: u64 = 32 << 30;
+    let start = (HIGH_MEMORY_BASE + high).next_multiple_of(SIZE);
+    start..start + SIZE
+}
+
+/// Bits of physical addresses that QEMU's firmware is to see with `high` bytes of memory above 4 GiB.
+///
+/// OVMF maps all that CPUID claims before it starts its drivers, if it believes CPUID: with 48 bits and pages of 2 MiB, as Debian's has
+/// them, the page tables alone need half a gigabyte, and where that is not free OVMF overwrites itself. It does not believe
+/// 38 bits of anyone, and sizes the tables by memory then.
+pub(crate) fn physical_bits(high: u64) -> u8 {
+    const DISBELIEVED: u32 = 38;
+    let needed = u64::BITS - (memory64(high).end - 1).leading_zeros();
+    needed.max(DISBELIEVED) as u8
 }
 
 fn make(rom: &str, code: Vec<u8>, vars: Option<&Vars>) -> Result<Firmware, RomError> {

@@ -8,7 +8,6 @@ use config::Config;
 use devices::pci::Chipset;
 use devices::pci::host::ECAM_BASE;
 use md5::{Digest, Md5};
-use memory::HIGH_MEMORY_BASE;
 use platform::x86::VcpuState;
 use uuid::Uuid;
 
@@ -181,14 +180,13 @@ fn buses(board: &Board) -> Vec<PciBus> {
 /// initialisation). Only what is memory-mapped configuration stays out.
 fn firmware_windows(bus: &mut PciBus, flavour: Flavour, board: &Board) {
     const GIB: u64 = 1 << 30;
-    const MEM64_SIZE: u64 = 32 * GIB;
     let window = |start: u64, end: u64| Some(Window { base: start, size: end - start });
     let first_port = if board.pci.chipset() == Chipset::Q35 { 0x6000 } else { 0xc000 };
     bus.io = window(first_port, 0x1_0000);
     let small = flavour == Flavour::Qemu && board.pci.chipset() != Chipset::Q35 && board.memory.low_size() <= 2 * GIB;
     bus.mem32 = window(if small { 2 * GIB } else { 3 * GIB }, ECAM_BASE);
-    let mem64 = (HIGH_MEMORY_BASE + board.memory.high_size()).next_multiple_of(MEM64_SIZE);
-    bus.mem64 = window(mem64, mem64 + MEM64_SIZE);
+    let mem64 = firmware::memory64(board.memory.high_size());
+    bus.mem64 = window(mem64.start, mem64.end);
 }
 
 /// The machine's UUID: configured, or made from the MD5 sum of VM name and host name, so that it is the same at every start.

@@ -51,16 +51,11 @@ pub fn table_files(board: &Board) -> Result<Vec<(String, Vec<u8>)>, TableError> 
     Ok(files)
 }
 
-/// Entry point and structures, from the two made for address 0 (SMBIOS 3.6, sections 5.2.1 and 5.2.2).
+/// The 64-bit entry point and the structures: OVMF takes SMBIOS 3 by no other (SMBIOS 3.6, section 5.2.2).
 fn smbios_files(bytes: &[u8]) -> (Vec<u8>, Vec<u8>) {
-    let field = |at: usize, size: usize| {
-        let bytes = bytes.get(at..at + size).unwrap_or_default();
-        bytes.iter().rev().fold(0usize, |value, byte| value << 8 | usize::from(*byte))
-    };
-    let (entry, start, length) =
-        if bytes.starts_with(b"_SM3_") { (24, field(16, 8), field(12, 4)) } else { (31, field(24, 4), field(22, 2)) };
-    let end = bytes.len().min(start.saturating_add(length));
-    (bytes.get(..entry).unwrap_or_default().to_vec(), bytes.get(start..end).unwrap_or_default().to_vec())
+    let part = |start: u32, end: usize| bytes.get(start as usize..end).unwrap_or_default().to_vec();
+    let entry_end = smbios::WIDE_ENTRY_OFFSET as usize + smbios::WIDE_ENTRY_SIZE;
+    (part(smbios::WIDE_ENTRY_OFFSET, entry_end), part(smbios::STRUCTURES_OFFSET, bytes.len()))
 }
 
 /// Writes the script while it walks the tables, whose checksums become zero.
@@ -238,7 +233,8 @@ mod tests {
     fn smbios_has_its_entry_point_apart() {
         let files = files();
         let (anchor, structures) = (&files[SMBIOS_ANCHOR], &files[SMBIOS_TABLES]);
-        assert!(anchor.starts_with(b"_SM"));
+        assert!(anchor.starts_with(b"_SM3_") && sums_to_zero(anchor));
+        assert_eq!((anchor.len(), number(anchor, 12, 4)), (24, structures.len() as u64), "OVMF compares these");
         assert_eq!(structures[0], 0, "the first structure is the firmware's");
         assert_eq!(structures[structures.len() - 6..][..2], [127, 4], "the last one is the end");
     }

@@ -9,8 +9,9 @@ use crate::board::{Board, Cache, CacheKind};
 
 const VERSION: (u8, u8) = (3, 0);
 /// The 32-bit entry point is 31 bytes, the 64-bit one 24; each begins on a 16-byte boundary, and so do the structures.
-const WIDE_ENTRY_OFFSET: u32 = 0x20;
-const STRUCTURES_OFFSET: u32 = 0x40;
+pub(super) const WIDE_ENTRY_OFFSET: u32 = 0x20;
+pub(super) const WIDE_ENTRY_SIZE: usize = 24;
+pub(super) const STRUCTURES_OFFSET: u32 = 0x40;
 /// "There is no such structure", where a handle is asked for.
 const NO_HANDLE: u16 = 0xffff;
 /// "No error information", where a handle of it is asked for.

@@ -32,6 +32,8 @@ pub struct CpuModel {
     base: Base,
     /// Whether to show or to hide, and what: a position in the table of features.
     changes: Vec<(bool, usize)>,
+    /// Most bits of physical addresses, if not the host's.
+    physical_bits: Option<u8>,
 }
 
 /// Why a model cannot be had.
@@ -69,6 +71,8 @@ pub struct Filter<H> {
     base: Base,
     /// Whether each feature is shown.
     shown: Vec<bool>,
+    /// Most bits of physical addresses.
+    physical_bits: Option<u8>,
 }
 
 impl CpuModel {
@@ -94,7 +98,14 @@ impl CpuModel {
             let found = lookup(name).ok_or_else(|| ModelError::UnknownFeature { name: name.into() })?;
             changes.extend(found.into_iter().map(|feature| (show, feature)));
         }
-        Ok(Self { base, changes })
+        Ok(Self { base, changes, physical_bits: None })
+    }
+
+    /// The same model with physical addresses of `most` bits, where the host has more (CPUID.80000008H:EAX[7:0]).
+    #[must_use]
+    pub fn with_physical_bits(mut self, most: u8) -> Self {
+        self.physical_bits = Some(most);
+        self
     }
 
     /// The model's name.
@@ -132,7 +143,7 @@ impl CpuModel {
             let key = if by_feature { "cpu.features".into() } else { format!("cpu.model={}", self.name()) };
             return Err(ModelError::Missing { key, names: missing.join(", ") });
         }
-        Ok(Filter { host, base: self.base, shown })
+        Ok(Filter { host, base: self.base, shown, physical_bits: self.physical_bits })
     }
 }
 
@@ -169,10 +180,14 @@ fn remove(shown: &mut [bool], feature: usize) {
 impl<H: Fn(u32, u32) -> [u32; 4]> Filter<H> {
     /// A leaf, with what the model hides taken out.
     pub fn leaf(&self, function: u32, index: u32) -> [u32; 4] {
-        match self.base {
+        let mut regs = match self.base {
             Base::Host => self.host_leaf(function, index),
             Base::Level(level) => self.level_leaf(level, function, index),
+        };
+        if let (0x8000_0008, Some(most)) = (function, self.physical_bits) {
+            regs[EAX] = regs[EAX] & !0xff | (regs[EAX] & 0xff).min(most.into());
         }
+        regs
     }
 
     fn host_leaf(&self, function: u32, index: u32) -> [u32; 4] {
@@ -339,6 +354,19 @@ mod tests {
         assert_eq!(v4.xcr0_mask, 0xe7);
         let added = features("x86-64-v2", "avx512");
         assert!(shows(&added, "avx") && shows(&added, "xsave") && shows(&added, "avx512f"));
+    }
+
+    #[test]
+    fn physical_addresses_can_be_narrower_than_the_hosts() {
+        for (model, most, expected) in
+            [("host", 38, 38), ("host", 52, 52), ("x86-64-v2", 36, 36), ("x86-64-v3", 48, 40)]
+        {
+            let model = CpuModel::parse(model, "").unwrap().with_physical_bits(most);
+            let filter = model.over(host(b"Auth")).unwrap();
+            let features = Features::from_host(Placement::single(), |function, index| filter.leaf(function, index));
+            assert_eq!(features.physical_bits, expected, "{most}");
+            assert_eq!(features.leaf(0x8000_0008, 0)[EAX], u32::from(expected) | 48 << 8, "{most}");
+        }
     }
 
     #[test]

@@ -231,3 +231,18 @@ pub(crate) fn select(d: &mut Decoding<'_>) -> Option<Choice> {
         _ => None,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::Machine;
+
+    #[test]
+    fn memory_types_after_power_up_are_those_that_software_relies_on() {
+        let mut m = Machine::long();
+        m.set_reg(RCX, index::PAT.into());
+        m.code(|a| a.rdmsr());
+        m.step(1);
+        assert_eq!((m.reg(RDX), m.reg(RAX)), (0x0007_0406, 0x0007_0406));
+    }
+}

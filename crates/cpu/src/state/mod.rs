@@ -77,6 +77,17 @@ pub struct Msrs {
     pub spec_ctrl: u64,
 }
 
+impl Msrs {
+    /// The state after power-up or RESET (SDM vol. 3, table 10-1 and 12.12.4; volume 4 for IA32_MISC_ENABLE).
+    fn power_up() -> Self {
+        /// Write-back, write-through, uncached minus, uncached; twice.
+        const PAT: u64 = 0x0007_0406_0007_0406;
+        /// Fast strings; neither branch trace store nor event-based sampling.
+        const MISC_ENABLE: u64 = 1 << 0 | 1 << 11 | 1 << 12;
+        Self { pat: PAT, misc_enable: MISC_ENABLE, ..Self::default() }
+    }
+}
+
 /// One virtual CPU. Owned by the thread that runs it; other threads reach it through its [`Events`].
 pub struct Vcpu {
     /// 0–15 general-purpose registers, [`ZERO`], [`RIP`]; 32 entries so that a masked index needs no bounds check.
@@ -337,7 +348,7 @@ impl Vcpu {
             pauses: 0,
             pending_dr6: 0,
             activity: platform::x86::Activity::Running,
-            msrs: Msrs::default(),
+            msrs: Msrs::power_up(),
             fpu: Box::default(),
             jit: None,
             check: None,

@@ -66,3 +66,14 @@ fn files_that_cannot_be_are_said_to_be_so() {
     assert!(first.notes.is_empty());
     assert!(error(&good, Some(&vars)).1.contains("in use by another VM"));
 }
+
+#[test]
+fn qemus_firmware_sees_as_many_address_bits_as_memory_and_bars_need() {
+    const GIB: u64 = 1 << 30;
+    for (high, end, bits) in
+        [(0, 64 * GIB, 38), (28 * GIB, 64 * GIB, 38), (29 * GIB, 96 * GIB, 38), (300 * GIB, 352 * GIB, 39)]
+    {
+        assert_eq!(memory64(high), end - 32 * GIB..end);
+        assert_eq!(physical_bits(high), bits);
+    }
+}
