@@ -22,13 +22,16 @@ pub(crate) const OVMF: [&str; 5] =
 const BHYVE: [&str; 3] = ["BHYVE.fd", "BHYVE_CODE.fd", "BHYVE_VARS.fd"];
 
 /// What the build needs: a file that shows that it is there, and the Debian package that has it.
-const BUILD_TOOLS: [(&str, &str); 6] = [
+pub(crate) const BUILD_TOOLS: [(&str, &str); 9] = [
     ("gcc", "gcc"),
     ("g++", "g++"),
     ("make", "make"),
     ("nasm", "nasm"),
     ("iasl", "acpica-tools"),
+    ("patch", "patch"),
+    ("python3", "python3"),
     ("dpkg-source", "dpkg-dev"),
+    ("/usr/include/uuid/uuid.h", "uuid-dev"),
 ];
 
 /// Breaks the bhyve platform, which has no library for it.
@@ -99,7 +102,7 @@ const SECTOR: u64 = 512;
 const PARTITION: u64 = 1 << 20;
 const PARTITION_SECTORS: u64 = 190_000;
 
-/// The menu: the third entry's kernel has no valid signature.
+/// The menu: the second entry's kernel has no valid signature.
 const MENU: &str = "\
 set timeout=2
 menuentry linux --id linux {
@@ -110,11 +113,26 @@ menuentry unsigned --id unsigned {
   linux /unsigned console=ttyS0
   initrd /initrd.gz
 }
+menuentry installer --id installer {
+  linux /install/linux console=ttyS0 TERM=dumb DEBIAN_FRONTEND=text
+  initrd /install/initrd.gz
+}
 ";
 
+/// What goes onto the disk that firmware boots from.
+pub(crate) struct EfiDisk<'a> {
+    /// Debian's signed boot loaders.
+    pub(crate) shim: &'a Path,
+    pub(crate) grub: &'a Path,
+    /// A small system, and Debian's installer.
+    pub(crate) guest: &'a Guest,
+    pub(crate) installer: &'a Guest,
+}
+
 /// Makes a disk with a GPT and an EFI system partition: Debian's signed shim and GRUB where firmware looks for them on a disk that
-/// it does not know, a kernel, and the same kernel with a byte changed.
-pub(crate) fn efi_disk(image: &Path, guest: &Guest, shim: &Path, grub: &Path) -> Result<()> {
+/// it does not know, a kernel, the same kernel with a byte changed, and Debian's installer.
+pub(crate) fn efi_disk(image: &Path, disk: &EfiDisk<'_>) -> Result<()> {
+    let EfiDisk { shim, grub, guest, installer } = disk;
     if image.exists() {
         return Ok(());
     }
@@ -125,6 +143,8 @@ pub(crate) fn efi_disk(image: &Path, guest: &Guest, shim: &Path, grub: &Path) ->
     copy(grub, &content.join("EFI/BOOT/grubx64.efi"))?;
     copy(&guest.kernel, &content.join("vmlinuz"))?;
     copy(&guest.initramfs, &content.join("initrd.gz"))?;
+    copy(&installer.kernel, &content.join("install/linux"))?;
+    copy(&installer.initramfs, &content.join("install/initrd.gz"))?;
     let mut kernel = fs::read(&guest.kernel).with_context(|| format!("cannot read {}", guest.kernel.display()))?;
     if let Some(byte) = kernel.get_mut(4 << 20) {
         *byte ^= 0xff;

@@ -8,6 +8,7 @@ use anyhow::{Context, Result, bail};
 use rustix::fs::{FlockOperation, flock};
 
 use crate::apt::Apt;
+use crate::firmware::EfiDisk;
 use crate::layout::{self, Arch};
 use crate::modinfo::Modules;
 use crate::process::{find_tool, say};
@@ -60,9 +61,9 @@ impl Store {
             "bench" => bench::guest::Small::build(self)?.files(),
             "bench-real" => bench::guest::Real::build(self)?.files(),
             "ovmf" => self.ovmf()?,
-            "bhyve-firmware" => firmware::build_bhyve(&self.folder.join("bhyve-firmware"))?,
+            "bhyve-firmware" => self.bhyve_firmware()?,
             "efi-disk" => vec![self.efi_disk()?],
-            "netboot" => self.netboot()?,
+            "netboot" => self.netboot()?.into(),
             "all" => self.all()?,
             _ => bail!(
                 "unknown guest part \"{name}\": kernel-amd64, kernel-i386, initramfs-amd64, initramfs-i386, generic, memtest, \
@@ -91,6 +92,9 @@ impl Store {
         files.push(self.disk()?);
         files.extend(self.debian(Arch::Amd64)?);
         files.extend(self.netboot()?);
+        files.extend(self.ovmf()?);
+        files.extend(self.bhyve_firmware()?);
+        files.push(self.efi_disk()?);
         Ok(files)
     }
 
@@ -187,6 +191,11 @@ impl Store {
         Ok(firmware::OVMF.iter().map(|name| folder.join(name)).collect())
     }
 
+    /// Firmware built for bhyve.
+    fn bhyve_firmware(&self) -> Result<Vec<PathBuf>> {
+        firmware::build_bhyve(&self.folder.join("bhyve-firmware"))
+    }
+
     /// A disk that UEFI firmware boots from.
     fn efi_disk(&self) -> Result<PathBuf> {
         let (shim, grub) = (self.folder.join("shim"), self.folder.join("grub"));
@@ -194,18 +203,21 @@ impl Store {
         let signed = "usr/lib/grub/x86_64-efi-signed/grubx64.efi.signed";
         self.files_of(Arch::Amd64, "grub-efi-amd64-signed", &grub, &[(signed, "grub.efi")])?;
         let image = self.folder.join("efi-disk.img");
-        firmware::efi_disk(&image, &self.guest(Arch::Amd64)?, &shim.join("shim.efi"), &grub.join("grub.efi"))?;
+        let (shim, grub) = (shim.join("shim.efi"), grub.join("grub.efi"));
+        let [kernel, initramfs] = self.netboot()?;
+        let (guest, installer) = (self.guest(Arch::Amd64)?, Guest { kernel, initramfs });
+        firmware::efi_disk(&image, &EfiDisk { shim: &shim, grub: &grub, guest: &guest, installer: &installer })?;
         Ok(image)
     }
 
     /// Debian's installer for serial consoles and the network: kernel and initramfs.
-    fn netboot(&self) -> Result<Vec<PathBuf>> {
+    fn netboot(&self) -> Result<[PathBuf; 2]> {
         let folder = self.folder.join("netboot");
         let from = "usr/lib/debian-installer/images/12/amd64/text/debian-installer/amd64";
         let (kernel, initramfs) = (format!("{from}/linux"), format!("{from}/initrd.gz"));
         let files = [(kernel.as_str(), "linux"), (initramfs.as_str(), "initrd.gz")];
         self.files_of(Arch::Amd64, "debian-installer-12-netboot-amd64", &folder, &files)?;
-        Ok(files.iter().map(|(_, name)| folder.join(name)).collect())
+        Ok(files.map(|(_, name)| folder.join(name)))
     }
 
     /// The untouched disk.

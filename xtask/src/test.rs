@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::guests::Store;
 use crate::process::{cargo, find_tool, output, run as run_to_end, run_watched, say};
-use crate::{boot, layout};
+use crate::{boot, firmware, layout};
 
 /// Programs that the tests need, and the Debian packages that have them.
 const TOOLS: &[(&str, &str)] = &[
@@ -95,7 +95,8 @@ fn install_tools() -> Result<()> {
             .with_context(|| format!("{command} is missing: install Rust's component {component}"))?;
         run_to_end(Command::new(rustup).args(["component", "add", component]))?;
     }
-    let missing = || TOOLS.iter().filter(|(tool, _)| find_tool(tool).is_none());
+    let needed = || TOOLS.iter().chain(&firmware::BUILD_TOOLS);
+    let missing = || needed().filter(|(tool, _)| find_tool(tool).is_none());
     let mut packages: Vec<_> = missing().map(|(_, package)| *package).collect();
     packages.dedup();
     if packages.is_empty() {
