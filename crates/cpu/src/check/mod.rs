@@ -10,7 +10,7 @@ use std::fmt::Write as _;
 use platform::x86::Segment;
 
 use crate::decode::Mode;
-use crate::interp::fpu::X87Copy;
+use crate::interp::fpu::{Vectors, X87Copy};
 use crate::mmu::tlb::AccessMode;
 use crate::state::flags::Flags;
 use crate::state::{RIP, Shadow};
@@ -20,19 +20,42 @@ use crate::{Step, Trap, Vcpu};
 /// What the interpreter has written, to be taken back.
 #[derive(Default)]
 pub(crate) struct Log {
-    /// Guest-physical address and bytes before.
-    writes: Vec<(u64, Vec<u8>)>,
+    writes: Vec<Write>,
+    /// The bytes before, of all writes in turn.
+    old: Vec<u8>,
     /// Something was touched that cannot be taken back.
     aborted: bool,
 }
 
-/// The state that code of a block changes.
+/// One write, or what it wrote to.
+#[derive(Clone, Copy)]
+struct Write {
+    gpa: u64,
+    /// Where its bytes are among those of all writes.
+    start: usize,
+    len: usize,
+}
+
+impl Write {
+    fn bytes(self) -> std::ops::Range<usize> {
+        self.start..self.start + self.len
+    }
+}
+
+impl Log {
+    fn clear(&mut self) {
+        self.writes.clear();
+        self.old.clear();
+        self.aborted = false;
+    }
+}
+
+/// The state that code of a block changes, but for the vector registers.
 #[derive(Clone, Copy)]
 struct Snapshot {
     regs: [u64; 32],
     flags: Flags,
     fault_address: u64,
-    vectors: [[u8; 64]; 32],
     opmasks: [u64; 8],
     mxcsr: u32,
     x87: X87Copy,
@@ -51,15 +74,18 @@ struct System {
     access: AccessMode,
 }
 
-/// What the interpreter made of a block.
+/// What the interpreter made of a block. Large, so it stays in its place and serves one block after the other.
 pub(crate) struct Expected {
     before: Snapshot,
     after: Snapshot,
+    /// The vector registers afterwards.
+    vectors: Vectors,
     outcome: Step,
     /// Instructions that were run.
     executed: usize,
-    /// Guest-physical address and bytes afterwards.
-    memory: Vec<(u64, Vec<u8>)>,
+    log: Box<Log>,
+    /// The bytes afterwards at the places of the log's writes.
+    new: Vec<u8>,
 }
 
 impl Vcpu {
@@ -73,12 +99,13 @@ impl Vcpu {
 
     #[cold]
     fn note_checked_write_slow(&mut self, gpa: u64, len: u64) {
-        let mut before = vec![0; len as usize];
-        let read = self.memory.read(gpa, &mut before).is_ok();
         let code = self.memory.pages().holds_code(gpa) || self.memory.pages().holds_code(gpa.wrapping_add(len - 1));
         if let Some(log) = self.check.as_mut() {
+            let write = Write { gpa, start: log.old.len(), len: len as usize };
+            log.old.resize(write.bytes().end, 0);
+            let read = self.memory.read(gpa, &mut log.old[write.bytes()]).is_ok();
             log.aborted |= !read || code;
-            log.writes.push((gpa, before));
+            log.writes.push(write);
         }
     }
 
@@ -98,16 +125,11 @@ impl Vcpu {
     }
 
     fn snapshot(&mut self) -> Snapshot {
-        let (x87, live) = self.fpu.copy_x87();
-        if live {
-            self.fpu.lend();
-        }
         Snapshot {
-            x87,
+            x87: self.fpu.copy_x87(),
             regs: self.regs,
             flags: self.flags,
             fault_address: self.fault_address,
-            vectors: self.fpu.vectors,
             opmasks: self.fpu.opmasks,
             mxcsr: self.fpu.mxcsr(),
             system: System {
@@ -132,11 +154,14 @@ impl Vcpu {
 
     /// Runs `count` instructions in the interpreter, or fewer if a branch is taken before, and takes their effects back. `None` if
     /// they cannot be compared.
-    pub(crate) fn rehearse(&mut self, count: u32) -> Option<Expected> {
-        let before = self.snapshot();
+    pub(crate) fn rehearse(&mut self, count: u32) -> Option<Box<Expected>> {
+        let mut expected = self.rehearsal.take().unwrap_or_else(|| self.blank());
+        expected.vectors = self.fpu.vectors;
+        expected.log.clear();
+        expected.before = self.snapshot();
         let attention = self.attention;
         self.tlb.exchange();
-        self.check = Some(Box::default());
+        self.check = Some(std::mem::take(&mut expected.log));
         let mut outcome = Ok(());
         let (mut executed, mut left) = (0, count);
         while left != 0 {
@@ -149,38 +174,62 @@ impl Vcpu {
             }
         }
         self.tlb.exchange();
-        let log = self.check.take()?;
-        let after = self.snapshot();
-        let memory = log.writes.iter().map(|(gpa, old)| (*gpa, self.bytes_at(*gpa, old.len()))).collect();
-        for (gpa, old) in log.writes.iter().rev() {
-            let _ = self.memory.write(*gpa, old);
-        }
-        (self.regs, self.flags, self.fault_address) = (before.regs, before.flags, before.fault_address);
-        (self.fpu.vectors, self.fpu.opmasks) = (before.vectors, before.opmasks);
-        self.fpu.set_mxcsr(before.mxcsr);
-        // Emitted code uses the registers only if they are where it wants them.
-        self.fpu.restore_x87(&before.x87, true);
-        self.restore_system(&before.system);
+        expected.log = self.check.take()?;
+        (expected.outcome, expected.executed) = (outcome, executed);
+        expected.after = self.snapshot();
+        self.take_back(&mut expected);
         // A repeated instruction that stopped for an event, an interrupt shadow: there the two may differ.
         let special = self.shadow != Shadow::None || self.attention != 0 || outcome == Err(Trap::Leave);
         self.attention = attention;
         self.shadow = Shadow::None;
-        (!log.aborted && !special).then_some(Expected { before, after, outcome, executed, memory })
+        if expected.log.aborted || special {
+            self.rehearsal = Some(expected);
+            return None;
+        }
+        Some(expected)
     }
 
-    fn bytes_at(&self, gpa: u64, len: usize) -> Vec<u8> {
-        let mut bytes = vec![0; len];
-        let _ = self.memory.read(gpa, &mut bytes);
-        bytes
+    fn blank(&mut self) -> Box<Expected> {
+        let (before, after) = (self.snapshot(), self.snapshot());
+        let (log, new) = Default::default();
+        Box::new(Expected { before, after, vectors: self.fpu.vectors, outcome: Ok(()), executed: 0, log, new })
+    }
+
+    /// Undoes what the interpreter has done, after noting what it wrote to memory and vector registers.
+    fn take_back(&mut self, expected: &mut Expected) {
+        let (log, before) = (&expected.log, &expected.before);
+        expected.new.resize(log.old.len(), 0);
+        for write in &log.writes {
+            let _ = self.memory.read(write.gpa, &mut expected.new[write.bytes()]);
+        }
+        for write in log.writes.iter().rev() {
+            let _ = self.memory.write(write.gpa, &log.old[write.bytes()]);
+        }
+        (self.regs, self.flags, self.fault_address) = (before.regs, before.flags, before.fault_address);
+        std::mem::swap(&mut self.fpu.vectors, &mut expected.vectors);
+        self.fpu.opmasks = before.opmasks;
+        if self.fpu.mxcsr() != before.mxcsr {
+            self.fpu.set_mxcsr(before.mxcsr);
+        }
+        self.fpu.restore_x87(&before.x87);
+        self.restore_system(&before.system);
     }
 
     /// Compares the state after translated code with the interpreter's. Nothing else can be trusted after a difference, so it
     /// ends the program.
-    pub(crate) fn compare(&mut self, expected: &Expected, instructions: u32, outcome: Step) {
-        if outcome == Err(Trap::Leave) {
-            // A repeated instruction has stopped for an event.
-            return;
+    pub(crate) fn compare(&mut self, expected: Box<Expected>, instructions: u32, outcome: Step) {
+        // A repeated instruction may have stopped for an event.
+        if outcome != Err(Trap::Leave) {
+            let found = self.differences(&expected, outcome);
+            if !found.is_empty() {
+                self.report(&expected, instructions, &found);
+            }
         }
+        self.rehearsal = Some(expected);
+    }
+
+    /// What differs, a line each.
+    fn differences(&mut self, expected: &Expected, outcome: Step) -> String {
         let mut found = String::new();
         let now = self.snapshot();
         for r in (0..16).chain([RIP]) {
@@ -196,17 +245,19 @@ impl Vcpu {
         if want != got {
             let _ = writeln!(found, "flags: interpreter {want:#x}, translated {got:#x}");
         }
-        for (n, (want, got)) in expected.after.vectors.iter().zip(&self.fpu.vectors).enumerate() {
-            if want != got {
-                let _ = writeln!(found, "vector {n}: interpreter {want:x?}, translated {got:x?}");
+        if expected.vectors != self.fpu.vectors {
+            for (n, (want, got)) in expected.vectors.iter().zip(&self.fpu.vectors).enumerate() {
+                if want != got {
+                    let _ = writeln!(found, "vector {n}: interpreter {want:x?}, translated {got:x?}");
+                }
             }
         }
         let (want, got) = (expected.after.opmasks, self.fpu.opmasks);
         if want != got {
             let _ = writeln!(found, "opmasks: interpreter {want:x?}, translated {got:x?}");
         }
-        let (want, got) = (expected.after.x87.visible(), now.x87.visible());
-        if want != got {
+        if !expected.after.x87.looks_like(&now.x87) {
+            let (want, got) = (expected.after.x87.visible(), now.x87.visible());
             let _ = writeln!(found, "x87: interpreter {want:x?}, translated {got:x?}");
         }
         let (want, got) = (expected.after.mxcsr, self.fpu.mxcsr());
@@ -221,15 +272,16 @@ impl Vcpu {
             let _ = writeln!(found, "outcome: interpreter {:?}, translated {outcome:?}", expected.outcome);
         }
         // A place that was written twice is compared with its last value.
-        for (i, (gpa, want)) in expected.memory.iter().enumerate() {
-            let got = self.bytes_at(*gpa, want.len());
-            if got != *want {
+        let mut bytes = Vec::new();
+        for (i, write) in expected.log.writes.iter().enumerate() {
+            bytes.resize(write.len, 0);
+            let _ = self.memory.read(write.gpa, &mut bytes);
+            let (gpa, want, got) = (write.gpa, &expected.new[write.bytes()], &bytes[..]);
+            if want != got {
                 let _ = writeln!(found, "write {i} at {gpa:#x}: interpreter {want:x?}, translated {got:x?}");
             }
         }
-        if !found.is_empty() {
-            self.report(expected, instructions, &found);
-        }
+        found
     }
 
     /// Flags of RFLAGS that the manuals leave undefined where the interpreter ended.

@@ -51,13 +51,16 @@ pub(super) mod image {
     pub(crate) const XMM: usize = 160;
 }
 
+/// The vector registers, of which a guest may see the first half and the first 16 or 32 bytes of each.
+pub(crate) type Vectors = [[u8; 64]; 32];
+
 /// The registers. Vector register `n` is the first 16, 32 or 64 bytes of `vectors[n]`; what the guest's feature set does
 /// not have stays zero.
 #[repr(C, align(64))]
 pub(crate) struct FpuState {
     /// Stands in for the memory operand of an instruction run by a stub.
     pub(crate) bounce: [u8; 64],
-    pub(crate) vectors: [[u8; 64]; 32],
+    pub(crate) vectors: Vectors,
     /// The x87 part of the guest's state in the form of FXRSTOR64, while it is parked. Control and status word, instruction
     /// and data pointers, MXCSR and XMM registers in it are not the guest's: they hold what the host's FXSAVE64 left there.
     pub(super) legacy: [u8; 512],
@@ -98,6 +101,8 @@ pub(crate) struct FpuState {
 /// A copy of the x87 state, for comparisons.
 #[derive(Clone, Copy)]
 pub(crate) struct X87Copy {
+    /// The registers were in the host's.
+    live: bool,
     legacy: [u8; 512],
     control: u16,
     status: u16,
@@ -109,6 +114,12 @@ impl X87Copy {
     pub(crate) fn visible(&self) -> (u16, u16, u8, [[u8; 10]; 8]) {
         let st = |i: usize| std::array::from_fn(|n| self.legacy[image::ST + 16 * i + n]);
         (self.control, self.status, self.legacy[image::FTW], std::array::from_fn(st))
+    }
+
+    /// Whether programs see no difference.
+    pub(crate) fn looks_like(&self, other: &Self) -> bool {
+        let words = |copy: &Self| (copy.control, copy.status);
+        words(self) == words(other) && (self.legacy == other.legacy || self.visible() == other.visible())
     }
 }
 
@@ -203,20 +214,24 @@ impl FpuState {
         self.reserved == 0
     }
 
-    /// A copy of the x87 state, and whether the registers were in the host's. Parks them.
-    pub(crate) fn copy_x87(&mut self) -> (X87Copy, bool) {
+    /// A copy of the x87 state. The registers stay where they are.
+    pub(crate) fn copy_x87(&mut self) -> X87Copy {
         let live = self.live;
         self.park();
         let pointers = (self.fop, self.fcs, self.fds, self.fip, self.fdp);
-        (X87Copy { legacy: self.legacy, control: self.control, status: self.status, pointers }, live)
+        let copy = X87Copy { live, legacy: self.legacy, control: self.control, status: self.status, pointers };
+        if live {
+            self.lend();
+        }
+        copy
     }
 
-    /// Brings a copy back.
-    pub(crate) fn restore_x87(&mut self, copy: &X87Copy, live: bool) {
+    /// Brings a copy back, the registers to where they were.
+    pub(crate) fn restore_x87(&mut self, copy: &X87Copy) {
         self.park();
         (self.legacy, self.control, self.status) = (copy.legacy, copy.control, copy.status);
         (self.fop, self.fcs, self.fds, self.fip, self.fdp) = copy.pointers;
-        if live {
+        if copy.live {
             self.lend();
         }
     }

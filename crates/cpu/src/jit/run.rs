@@ -156,7 +156,7 @@ impl Vcpu {
         let expected = self.rehearse(instructions)?;
         let outcome = self.enter(code);
         self.jit.as_mut()?.counters.checked += 1;
-        self.compare(&expected, instructions, outcome);
+        self.compare(expected, instructions, outcome);
         Some(outcome)
     }
 

@@ -149,6 +149,7 @@ pub struct Vcpu {
     pub(crate) jit: Option<Box<crate::jit::Jit>>,
     /// Set while the interpreter runs for comparison with translated code.
     pub(crate) check: Option<Box<crate::check::Log>>,
+    pub(crate) rehearsal: Option<Box<crate::check::Expected>>,
     pub(crate) cache: BlockCache,
     pub(crate) memory: GuestMemory,
     pub(crate) env: Arc<dyn Environment>,
@@ -352,6 +353,7 @@ impl Vcpu {
             fpu: Box::default(),
             jit: None,
             check: None,
+            rehearsal: None,
             cache: BlockCache::new(),
             memory,
             env,
