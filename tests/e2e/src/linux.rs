@@ -121,11 +121,11 @@ impl Linux {
         files::guest_file(&name.replace("ARCH", self.arch))
     }
 
-    /// Starts it, when not too many others run.
+    /// The command line.
     ///
     /// # Panics
     /// The program or the guest's files are missing.
-    pub fn start(&self) -> Guest {
+    pub fn bhyve(&self) -> Bhyve {
         let (cpus, cmdline) = (self.cpus.to_string(), format!("kernel.cmdline={}", self.words));
         let kernel = format!("kernel.image={}", self.file("kernel-ARCH/vmlinuz").display());
         let initrd = format!("kernel.initrd={}", self.file("initramfs-ARCH.cpio.gz").display());
@@ -139,7 +139,15 @@ impl Linux {
         for key in [&kernel, &initrd, &cmdline].into_iter().chain(&self.keys) {
             args.extend(["-o", key]);
         }
-        Guest::start(&Bhyve::new(args).arg("linux"), self.cpus)
+        Bhyve::new(args).arg("linux")
+    }
+
+    /// Starts it, when not too many others run.
+    ///
+    /// # Panics
+    /// The program or the guest's files are missing.
+    pub fn start(&self) -> Guest {
+        Guest::start(&self.bhyve(), self.cpus)
     }
 
     /// Starts it and waits for the prompt of its shell.
@@ -161,7 +169,8 @@ pub struct Guest {
 }
 
 impl Guest {
-    /// Starts `bhyve` with so many vCPUs when not too many other guests run.
+    /// Starts `bhyve` with so many vCPUs when not too many other guests run. A test that has several at a time names the
+    /// sum for the first and 0 for the others: two tests that each have one and wait for another would wait for ever.
     ///
     /// # Panics
     /// It does not start.
