@@ -113,6 +113,22 @@ pub(crate) fn bench_io(busybox: &Path, modules: &Path, program: &Path, init: &Pa
     Ok(archive.finish())
 }
 
+/// Content of the initramfs of the guest that measures networks.
+pub(crate) fn bench_net(busybox: &Path, modules: &Path, init: &Path) -> Result<Vec<u8>> {
+    let mut archive = Archive::new();
+    for folder in ["bin", "dev", "proc", "sys", "root", "modules"] {
+        archive.directory(folder);
+    }
+    archive.character_device("dev/console", 0o600, (5, 1));
+    archive.file("bin/busybox", 0o755, &read(busybox)?);
+    for applet in ["sh", "mount", "cat", "insmod", "sleep", "poweroff", "ip", "ping", "awk", "chroot"] {
+        archive.link(&format!("bin/{applet}"), "busybox");
+    }
+    archive.file("init", 0o755, &read(init)?);
+    add_modules(&mut archive, modules)?;
+    Ok(archive.finish())
+}
+
 fn add_modules(archive: &mut Archive, modules: &Path) -> Result<()> {
     let order = read(&modules.join("order"))?;
     archive.file("modules/order", 0o644, &order);

@@ -40,7 +40,7 @@ usage: cargo xtask COMMAND
       --rounds  how often; the table has medians (5)
       --div     divides the work, for a quick look
       --smp     two virtual CPUs too
-      --io      disks instead: raw, qcow2 and NBD, N seconds (2) for each test
+      --io      disks and networks instead (or one: --only io, --only net), N seconds (2) for each test
       --real    a Debian guest with ordinary programs too
       --no-peer without QEMU
   guest NAME...

@@ -8,6 +8,7 @@
 //! | [`debian`] | installed Debian systems with systemd and tools, directly or by firmware: [`Debian`] |
 //! | [`kernel`] | a kernel of a few hundred bytes that ends the VM in any way it is told to |
 //! | [`servers`] | small servers on the host for guests to talk to |
+//! | [`vhost_switch`] | a switch that speaks vhost-user |
 //! | [`terminal`] | pseudo terminals and their modes |
 //! | [`host`] | what the host's kernel says of a process |
 //! | [`files`] | the program under test, guests' files, scratch folders |
@@ -29,6 +30,7 @@ pub mod linux;
 pub mod program;
 pub mod servers;
 pub mod terminal;
+pub mod vhost_switch;
 
 use std::time::Duration;
 

@@ -191,10 +191,57 @@ fn networks_that_cannot_be_had() {
     attach("unix:missing.socket", &["cannot connect to missing.socket", "No such file"]);
     attach("unix:disk", &["cannot connect to disk"]);
     attach("vale0", &["vale0", "valeX:PORT"]);
+    attach("vale0:a/b", &["vale0:a/b", "valeX:PORT"]);
+    attach("unix:disk,listen", &["disk", "in use"]);
+    attach("vhost-user:gone", &["cannot connect to the vhost-user back end at gone", "No such file"]);
+    attach("vhost-user:disk", &["cannot connect to the vhost-user back end at disk", "Connection refused"]);
+    attach("vhost-user:gone,memory", &["Invalid device option \"memory\""]);
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap();
     attach(&format!("slirp,hostfwd=tcp:{address}-:22"), &["cannot listen on tcp", &address.to_string(), "in use"]);
     attach("tap0,colour=red", &["Invalid device option \"colour\""]);
+}
+
+#[test]
+fn folders_that_cannot_be_shared() {
+    let folder = folder();
+    let attach = |device: &str, words: &[&str]| {
+        let slot = format!("3:0,{device}");
+        refused(folder.path(), &["-s", &slot, "-o", HERE, "vm"], 4, words);
+    };
+    attach("virtio-9p,tag=missing", &["pci slot 0:3:0", "missing", "No such file"]);
+    attach("virtio-9p,tag=disk", &["disk", "directory"]);
+    attach("virtio-9p", &["virtio-9p"]);
+    attach("virtio-fs,tag", &["name a folder or the socket of a virtiofsd"]);
+    attach("virtio-fs", &["the tag must have 1 to 36 bytes"]);
+    attach("virtio-fs,tag,path=missing", &["cannot share the folder missing", "No such file"]);
+    attach("virtio-fs,tag,path=disk", &["cannot share the folder disk", "directory"]);
+    attach("virtio-fs,tag,path=.,virtiofsd=./disk", &["cannot start ./disk", "Permission denied"]);
+    attach("virtio-fs,tag,path=.,virtiofsd=/bin/true", &["/bin/true has ended (exit status: 0)"]);
+    attach("virtio-fs,tag,socket=missing", &["cannot connect to the vhost-user back end at missing"]);
+    attach("virtio-fs,tag,socket=disk,queues=99", &["queues"]);
+}
+
+#[test]
+fn channels_that_cannot_be_had() {
+    let folder = folder();
+    let attach = |device: &str, words: &[&str]| {
+        let slot = format!("3:0,{device}");
+        refused(folder.path(), &["-s", &slot, "-o", HERE, "vm"], 4, words);
+    };
+    attach("virtio-console,port=./disk", &["pci slot 0:3:0", "port", "disk", "in use"]);
+    attach("virtio-console,port=./missing/socket", &["port", "missing/socket", "No such file"]);
+    attach("virtio-console,port=tcp=localhost:1", &["port", "\"localhost\" is not an IP address"]);
+    attach("virtio-console,port", &["virtio-console"]);
+    attach("virtio-vsock", &["virtio-vsock"]);
+    attach("virtio-vsock,missing/socket", &["missing/socket", "No such file"]);
+    attach("virtio-vsock,socket,cid=2", &["cid"]);
+    attach("virtio-balloon,size=much", &["size", "much"]);
+    attach("virtio-balloon,size=64G", &["leaves nothing"]);
+    attach("virtio-balloon,control=missing/socket", &["control", "missing/socket", "No such file"]);
+    attach("virtio-input", &["virtio-input: name the event device"]);
+    attach("virtio-input,/dev/input/none", &["/dev/input/none", "No such file"]);
+    attach("virtio-input,disk", &["disk"]);
 }
 
 #[test]
@@ -387,6 +434,11 @@ fn serial_ports() {
     start("com1,missing", 4, &["com1", "missing"]);
     start("com2,/dev/nmdm0", 4, &["com2", "/dev/nmdm0", "null-modem"]);
     start("com1,./disk", 4, &["com1", "disk"]);
+    start("com1,file:missing/log", 4, &["com1", "missing/log", "No such file"]);
+    start("com1,unix:missing/socket", 4, &["com1", "missing/socket", "No such file"]);
+    start("com1,unix:disk", 4, &["com1", "disk", "in use"]);
+    start("com1,pty:disk", 4, &["com1", "disk", "exists"]);
+    start("com1,/dev/null/x", 4, &["com1", "/dev/null/x"]);
     start("com1,tcp=localhost:x", 4, &["com1", "tcp="]);
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = taken.local_addr().unwrap().port();

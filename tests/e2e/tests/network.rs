@@ -10,7 +10,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 
 use e2e::linux::Guest;
-use e2e::{Debian, Linux, PATIENCE, debian, files, servers};
+use e2e::{Debian, Linux, PATIENCE, debian, files, servers, vhost_switch};
 
 /// Waits until the guest has an address that begins with `prefix` and may be used (duplicate address detection is
 /// over).
@@ -239,31 +239,36 @@ fn restricted_user_mode_networking_tap_and_the_guests_offloads() {
     debian::power_off(&mut guest);
 }
 
-/// What two guests have between them: ports of a switch, a unix socket, and a null-modem cable.
+/// What two guests have between them: ports of a switch, a unix socket, a vhost-user switch, and a
+/// null-modem cable.
 #[test]
 fn two_guests() {
     let folder = files::scratch();
+    let ports = ["A", "B"].map(|side| folder.path().join(format!("switch{side}")));
+    vhost_switch::start([&ports[0], &ports[1]]);
     let cable = format!("nmdm-e2e-{}", std::process::id());
-    let start = |side: &str, listen: &str, cpus| {
+    let start = |side: &str, listen: &str, cpus, permit| {
         let socket = folder.path().join("cable").display().to_string();
         let linux = Linux::generic()
+            .cpus(cpus)
             .device(&format!("6,virtio-net,vale0:{side}"))
             .device(&format!("7,virtio-net,unix:{socket}{listen}"))
+            .device(&format!("8,virtio-net,vhost-user:{}/switch{side},queues=2", folder.path().display()))
             .key(&format!("lpc.com2.path=/dev/{cable}{side}"));
-        let mut guest = Guest::start(&linux.bhyve().in_folder(folder.path()), cpus);
+        let mut guest = Guest::start(&linux.bhyve().in_folder(folder.path()), permit);
         guest.wait_for(e2e::linux::PROMPT);
         guest
     };
-    let mut one = start("A", ",listen", 2);
+    let mut one = start("A", ",listen", 2, 3);
     wait_for_carrier(&mut one, "eth0", 1);
     wait_for_carrier(&mut one, "eth1", 0);
-    let mut two = start("B", "", 0);
+    let mut two = start("B", "", 1, 0);
     wait_for_carrier(&mut one, "eth1", 1);
     // The echo of a long command goes over several lines.
     let sum_in =
         |output: String| output.split_whitespace().find(|word| word.len() == 64).unwrap_or_default().to_owned();
     let sum = sum_in(one.shell("head -c 20000000 /dev/urandom >/tmp/noise; sha256sum </tmp/noise"));
-    for (card, network) in [("eth0", "192.168.77"), ("eth1", "192.168.78")] {
+    for (card, network) in [("eth0", "192.168.77"), ("eth1", "192.168.78"), ("eth2", "192.168.79")] {
         for (guest, host) in [(&mut one, 1), (&mut two, 2)] {
             guest.shell(&format!("ip link set {card} up && ip addr add {network}.{host}/24 dev {card}"));
         }
@@ -271,6 +276,7 @@ fn two_guests() {
         let got = two.shell(&format!("wget -q -O - http://{network}.1:8{}/noise | sha256sum", &network[9..]));
         two.check(sum_in(got) == sum, "what arrived is not what was sent");
     }
+    one.shell("[ $(ls /sys/class/net/eth2/queues | wc -l) = 4 ]");
     for guest in [&mut one, &mut two] {
         guest.shell("stty -F /dev/ttyS1 raw -echo && exec 6<>/dev/ttyS1");
     }

@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
+use std::process::Command;
 
 use e2e::linux::Guest;
-use e2e::{Linux, files};
+use e2e::{Linux, debian, files};
 use rustix::process::geteuid;
 use tempfile::TempDir;
 
@@ -189,8 +190,15 @@ fn a_folder_of_virtiofsd() {
         assert!(start.elapsed() < e2e::PATIENCE, "virtiofsd does not listen");
         std::thread::sleep(std::time::Duration::from_millis(10));
     }
+    // The same again by a virtiofsd that bhyve starts.
+    let own = Folder::new();
+    fs::write(own.path("text"), "of its own\n").unwrap();
     let device = format!("6,virtio-fs,tag,socket={}", socket.display());
-    let mut guest = Linux::generic().device(&device).boot();
+    let own_device = format!("7,virtio-fs,own,path={}", own.path("").display());
+    let mut guest = Linux::generic().device(&device).device(&own_device).boot();
+    guest.shell("mkdir /own && mount -t virtiofs own /own && grep -x 'of its own' /own/text && cp /own/text /own/copy");
+    assert_eq!(fs::read_to_string(own.path("copy")).unwrap(), "of its own\n");
+    guest.shell("umount /own");
     guest.shell("mkdir /share && mount -t virtiofs tag /share && cp -a /share/tree /share/copy");
     assert!(summary(&folder.path("copy")) == summary(&folder.path("tree")), "the copy differs");
     guest.shell("cp -a /share/copy /tmp/ && rm -r /share/copy && umount /share");
@@ -203,4 +211,75 @@ fn a_folder_of_virtiofsd() {
     guest.shell("mount -t virtiofs tag /share && /share/busybox uname -m | grep -x x86_64 && umount /share");
     guest.send("poweroff\n");
     guest.expect_exit(1);
+}
+
+/// A folder with the files of an installed Debian: its disk, mounted.
+struct Root(TempDir);
+
+impl Root {
+    /// `None` if the host does not let us mount it.
+    fn mount() -> Option<Self> {
+        if !geteuid().is_root() {
+            println!("left out: only root can mount the disk of the installed Debian and own its files");
+            return None;
+        }
+        let root = Self(files::scratch());
+        let disk = root.0.path().join("disk.img");
+        files::copy_sparse(&files::guest_file("debian-amd64/disk.img"), &disk);
+        fs::create_dir(root.folder()).unwrap();
+        // Where the recipe puts it: behind 1 MB for the partition table and the EFI system partition of 64 MB.
+        let options = format!("loop,offset={}", 65 << 20);
+        let output = Command::new("mount").args(["-t", "ext4", "-o", &options]).arg(&disk).arg(root.folder()).output();
+        let output = output.expect("cannot run mount");
+        if !output.status.success() {
+            println!("left out: no disk can be mounted here: {}", String::from_utf8_lossy(&output.stderr).trim());
+            return None;
+        }
+        Some(root)
+    }
+
+    fn folder(&self) -> std::path::PathBuf {
+        self.0.path().join("root")
+    }
+}
+
+impl Drop for Root {
+    fn drop(&mut self) {
+        // Not mounted, if that has failed; busy, if a process is left behind.
+        let _ = Command::new("umount").arg("--lazy").arg(self.folder()).output();
+    }
+}
+
+/// Debian with its root file system on 9p, and hard work on that. What the program finds goes by its exit status.
+#[test]
+fn debian_with_its_root_over_9p() {
+    let Some(root) = Root::mount() else { return };
+    fs::write(root.folder().join("root/stress.py"), include_str!("../src/stress.py")).unwrap();
+    // The disk's file systems are not there, and a name server is none of this test's business.
+    fs::write(root.folder().join("etc/fstab"), "").unwrap();
+    let words = "console=ttyS0 quiet root=rootfs rootfstype=9p \
+                 rootflags=trans=virtio,version=9p2000.L,msize=512000,cache=mmap";
+    let linux = Linux::generic().cpus(2).memory("1G").words(words);
+    let linux = linux.device(&format!("6,virtio-9p,rootfs={}", root.folder().display()));
+    let mut guest = linux.start();
+    debian::log_in(&mut guest);
+    println!("Debian over 9p: shell after {:.1} s", guest.age().as_secs_f64());
+    guest.shell("grep -q '^rootfs / 9p ' /proc/mounts && systemctl is-active systemd-journald dbus.socket");
+    guest.shell("dpkg --audit && dpkg --verify coreutils && python3 /root/stress.py /root/work 4 1500 >/tmp/log 2>&1");
+    println!("{}", guest.shell("tail -n 5 /tmp/log").trim());
+    // A lock of the guest's holds on the host, and the other way round.
+    let file = root.folder().join("root/locked");
+    fs::write(&file, "").unwrap();
+    let host = fs::File::options().read(true).write(true).open(&file).unwrap();
+    guest.shell("python3 /root/stress.py --lock /root/locked free");
+    guest.send("python3 /root/stress.py --lock /root/locked hold\n");
+    guest.wait_for("HOLDING");
+    let exclusive = rustix::fs::FlockOperation::NonBlockingLockExclusive;
+    assert!(rustix::fs::fcntl_lock(&host, exclusive).is_err(), "the guest's lock does not hold on the host");
+    guest.send("\n");
+    guest.wait_for("RELEASED");
+    guest.wait_for(e2e::linux::PROMPT);
+    rustix::fs::fcntl_lock(&host, exclusive).unwrap();
+    guest.shell("python3 /root/stress.py --lock /root/locked taken");
+    debian::power_off(&mut guest);
 }

@@ -5,6 +5,7 @@
 //! | `guest`  | builds the two guests                                               |
 //! | `engine` | the command lines of the machines, and the native runs              |
 //! | `io`     | the guest that measures disks                                      |
+//! | `net`    | the guest that measures networks                                   |
 //! | `watch`  | runs one machine: its lines, its times, what it costs the host       |
 //! | `record` | what was measured, by workload and column                           |
 //! | `table`  | ratios, groups and bars; the table and the JSON file                |
@@ -12,6 +13,7 @@
 mod engine;
 pub(crate) mod guest;
 mod io;
+mod net;
 mod record;
 mod table;
 mod watch;
@@ -38,13 +40,13 @@ pub(crate) struct Options {
     only: Vec<String>,
     smp: bool,
     real: bool,
-    /// Disks instead of programs.
+    /// Disks and networks instead of programs.
     io: bool,
     peer: bool,
     json: Option<PathBuf>,
     /// MiB of each guest.
     memory: u32,
-    /// Seconds for each test of a disk.
+    /// Seconds for each test of a disk or a network.
     seconds: u32,
     extra: Vec<OsString>,
 }
@@ -187,15 +189,22 @@ pub(crate) fn run(options: Options) -> Result<ExitCode> {
     finish(&options, &record)
 }
 
-/// Measures disks.
+/// Measures disks and networks.
 fn run_io(options: &Options, store: &Store, program: PathBuf, qemu: Option<PathBuf>) -> Result<ExitCode> {
-    let bench = io::Bench::build(store, options.seconds, options.memory)?;
+    let (seconds, memory) = (options.seconds, options.memory);
+    let disks = options.wants("io").then(|| io::Bench::build(store, seconds, memory)).transpose()?;
+    let networks = options.wants("net").then(|| net::Bench::build(store, seconds, memory)).transpose()?;
     let mut machines = vec![(Column::Bhyve, program)];
     machines.extend(qemu.map(|program| (Column::Tcg, program)));
     let mut record = Record::default();
     for round in 0..options.rounds {
-        say(&format!("round {} of {}: disks", round + 1, options.rounds));
-        bench.round(&machines, round, &mut record)?;
+        say(&format!("round {} of {}: disks and networks", round + 1, options.rounds));
+        if let Some(disks) = &disks {
+            disks.round(&machines, round, &mut record)?;
+        }
+        if let Some(networks) = &networks {
+            networks.round(&machines, round, &mut record)?;
+        }
     }
     finish(options, &record)
 }

@@ -139,7 +139,7 @@ pub enum NetError {
     /// None of the known kinds of network.
     #[error(
         "\"{0}\" is no network: use slirp (user-mode NAT), tapN, valeX:PORT (between VMs), unix:/PATH, \
-         or nothing for a NIC without a link"
+         vhost-user:/PATH, or nothing for a NIC without a link"
     )]
     Unknown(String),
     /// A kind that another system has.
@@ -199,6 +199,9 @@ pub fn open(options: &NicOptions) -> Result<Option<Arc<dyn NetBackend>>, NetErro
         options::Kind::Slirp => Ok(Some(slirp::Slirp::open(options)?)),
         options::Kind::Stream => Ok(Some(stream::Stream::open(name.strip_prefix("unix:").unwrap_or(name), options)?)),
         options::Kind::Switch => Ok(Some(vale::Port::open(name, options)?)),
+        options::Kind::VhostUser => {
+            Err(NetError::Elsewhere(name.into(), "only virtio-net can be served by a vhost-user back end"))
+        }
         options::Kind::Tap => Ok(Some(tap::Tap::open(name, options)?)),
     }
 }

@@ -1,6 +1,7 @@
 //! The keys of a NIC.
 
 use std::fmt;
+use std::path::Path;
 
 use config::pci::PciAddress;
 use config::{Config, NodeRef};
@@ -76,6 +77,7 @@ pub(super) enum Kind {
     Stream,
     Switch,
     Tap,
+    VhostUser,
 }
 
 /// How to make a NIC and what to plug it into.
@@ -138,6 +140,13 @@ impl NicOptions {
         })
     }
 
+    /// The socket of a process that shall serve the NIC's queues itself, for NICs that can be served so.
+    pub fn vhost_user(&self) -> Option<&Path> {
+        let name = self.backend.as_deref()?;
+        let is_kind = self.kind().is_ok_and(|kind| kind == Kind::VhostUser);
+        is_kind.then(|| Path::new(name.strip_prefix("vhost-user:").unwrap_or(name)))
+    }
+
     /// The kind of network: `type`, or what the name begins with.
     pub(super) fn kind(&self) -> Result<Kind, NetError> {
         let name = self.backend.as_deref().unwrap_or_default();
@@ -145,6 +154,7 @@ impl NicOptions {
         match self.kind.as_deref().unwrap_or(name) {
             "slirp" => Ok(Kind::Slirp),
             kind if kind.starts_with("unix") => Ok(Kind::Stream),
+            kind if kind == "vhost-user" || kind.starts_with("vhost-user:") => Ok(Kind::VhostUser),
             kind if kind.starts_with("vale") => Ok(Kind::Switch),
             kind if kind.starts_with("tap") || kind.starts_with("vmnet") => Ok(Kind::Tap),
             kind if kind.starts_with("netgraph") => {
@@ -211,6 +221,9 @@ mod tests {
         assert_eq!((all.backend.as_deref(), all.mtu, all.name.as_str()), (Some("tap3"), Some(9000), "net-5:0"));
         assert_eq!(all.kind().unwrap(), Kind::Tap);
         assert!(options(&[]).unwrap().backend.is_none());
+        let switch = options(&[("backend", "vhost-user:/run/s")]).unwrap();
+        assert_eq!(switch.vhost_user(), Some(Path::new("/run/s")));
+        assert_eq!(all.vhost_user(), None);
         let error = |keys: &[(&str, &str)]| {
             let options = options(keys)?;
             options.kind().map(drop)

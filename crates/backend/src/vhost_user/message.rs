@@ -23,6 +23,7 @@ pub(super) enum Request {
     SetVringCall = 13,
     GetProtocolFeatures = 15,
     SetProtocolFeatures = 16,
+    GetQueueNum = 17,
     SetVringEnable = 18,
 }
 

@@ -14,18 +14,21 @@
 mod message;
 #[cfg(test)]
 mod tests;
+mod virtiofsd;
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use memory::GuestMemory;
-use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 
 use message::{Body, Request, protocol};
+pub use virtiofsd::Virtiofsd;
 
 /// The feature bit by which a back end offers protocol features (bit 30 of virtio's, reserved for this).
 const PROTOCOL_FEATURES: u64 = 1 << 30;
@@ -42,6 +45,33 @@ pub enum VhostError {
         path: PathBuf,
         /// What the host said.
         source: io::Error,
+    },
+    /// A folder cannot be shared.
+    #[error("cannot share the folder {path}")]
+    Folder {
+        /// The folder.
+        path: PathBuf,
+        /// What the host said.
+        source: io::Error,
+    },
+    /// There is no virtiofsd to start.
+    #[error("virtiofsd is not installed (Debian has it in qemu-system-common); name it by virtiofsd=PROGRAM")]
+    NoVirtiofsd,
+    /// A back end of our own cannot be started.
+    #[error("cannot start {program}")]
+    Start {
+        /// The program.
+        program: PathBuf,
+        /// What the host said.
+        source: io::Error,
+    },
+    /// A back end of our own has ended.
+    #[error("{program} has ended ({status}) instead of sharing the folder")]
+    Ended {
+        /// The program.
+        program: PathBuf,
+        /// How it ended.
+        status: std::process::ExitStatus,
     },
     /// The guest's memory is this process's own.
     #[error("the vhost-user back end at {path} needs guest memory that is shared: set memory.shared=true")]
@@ -74,17 +104,25 @@ pub struct Ring {
     pub used: u64,
     /// The index at which the back end begins.
     pub base: u16,
+    /// Whether the back end shall use the queue from the start.
+    pub enabled: bool,
 }
 
 /// A connection to a back end.
 pub struct Frontend {
     path: PathBuf,
     stream: Mutex<UnixStream>,
+    /// The same, to wait for its end.
+    watch: UnixStream,
     memory: GuestMemory,
     /// What the back end offers.
     features: u64,
+    /// How many queues it says it can serve, if it says; for a NIC these are pairs.
+    limit: Option<u64>,
     /// Whether it answers every request that asks for it.
     replies: bool,
+    /// Whether it has closed the connection.
+    gone: AtomicBool,
     kicks: Vec<OwnedFd>,
     calls: Vec<OwnedFd>,
     /// Ends a wait for calls.
@@ -97,11 +135,19 @@ impl Frontend {
     /// # Errors
     /// The memory is not shared, nobody listens, or the other side does not speak the protocol.
     pub fn connect(path: &Path, queues: usize, memory: GuestMemory) -> Result<Self, VhostError> {
+        let failed = |source| VhostError::Connect { path: path.to_owned(), source };
+        Self::over(UnixStream::connect(path).map_err(failed)?, path, queues, memory)
+    }
+
+    /// The same over a connection that is there already; `path` is for messages.
+    ///
+    /// # Errors
+    /// As for [`Self::connect`].
+    pub fn over(stream: UnixStream, path: &Path, queues: usize, memory: GuestMemory) -> Result<Self, VhostError> {
         if memory.fd().is_none() {
             return Err(VhostError::NotShared { path: path.to_owned() });
         }
         let failed = |source| VhostError::Connect { path: path.to_owned(), source };
-        let stream = UnixStream::connect(path).map_err(failed)?;
         stream
             .set_read_timeout(Some(PATIENCE))
             .and_then(|()| stream.set_write_timeout(Some(PATIENCE)))
@@ -112,10 +158,13 @@ impl Frontend {
         let wake = event().map_err(|e| failed(e.into()))?;
         let mut frontend = Self {
             path: path.to_owned(),
+            watch: stream.try_clone().map_err(failed)?,
             stream: Mutex::new(stream),
             memory,
             features: 0,
+            limit: None,
             replies: false,
+            gone: AtomicBool::new(false),
             kicks,
             calls,
             wake,
@@ -140,6 +189,9 @@ impl Frontend {
             let wanted = offered & (protocol::MULTI_QUEUE | protocol::REPLY_ACK);
             self.send(Request::SetProtocolFeatures, &Body::new().u64(wanted), &[])?;
             self.replies = wanted & protocol::REPLY_ACK != 0;
+            if wanted & protocol::MULTI_QUEUE != 0 {
+                self.limit = Some(self.ask(Request::GetQueueNum)?);
+            }
         }
         Ok(())
     }
@@ -147,6 +199,16 @@ impl Frontend {
     /// The device's features that the back end offers.
     pub fn features(&self) -> u64 {
         self.features & !PROTOCOL_FEATURES
+    }
+
+    /// How many queues it has been asked to serve.
+    pub fn queues(&self) -> usize {
+        self.kicks.len()
+    }
+
+    /// The most queues that the back end can serve, or pairs of queues if it serves a NIC; `None` if it does not say.
+    pub fn queue_limit(&self) -> Option<u64> {
+        self.limit
     }
 
     /// Hands the queues over. `rings` are those that the driver has set up, by queue number.
@@ -174,7 +236,7 @@ impl Frontend {
                 self.send(Request::SetVringKick, &number, &[kick.as_fd()])?;
                 self.send(Request::SetVringCall, &number, &[call.as_fd()])?;
                 if protocol != 0 {
-                    self.send(Request::SetVringEnable, &state(1), &[])?;
+                    self.send(Request::SetVringEnable, &state(ring.enabled.into()), &[])?;
                 }
             }
             Ok(())
@@ -211,6 +273,18 @@ impl Frontend {
         Ok(())
     }
 
+    /// Says whether the back end shall use a queue that it has been given.
+    ///
+    /// # Errors
+    /// The back end is gone or refuses.
+    pub fn enable(&self, queue: usize, on: bool) -> Result<(), VhostError> {
+        if self.features & PROTOCOL_FEATURES == 0 {
+            return Ok(());
+        }
+        let state = Body::new().u32(queue as u32).u32(on.into());
+        self.send(Request::SetVringEnable, &state, &[]).map_err(|source| self.error("turn a queue on or off", source))
+    }
+
     /// Tells the back end that there are new buffers on a queue. Never waits.
     pub fn kick(&self, queue: usize) {
         if let Some(kick) = self.kicks.get(queue) {
@@ -219,21 +293,28 @@ impl Frontend {
         }
     }
 
-    /// Waits until the back end has used buffers or [`Self::wake`] is called: the queues concerned, as bits.
+    /// Waits until the back end has used buffers or is gone, or [`Self::wake`] is called: the queues concerned, as bits.
     pub fn wait_calls(&self) -> u64 {
-        let mut fds: Vec<_> = self.calls.iter().chain([&self.wake]).map(|fd| PollFd::new(fd, PollFlags::IN)).collect();
+        let events = || self.calls.iter().chain([&self.wake]);
+        let mut fds: Vec<_> = events().map(|fd| PollFd::new(fd, PollFlags::IN)).collect();
+        if !self.is_gone() {
+            fds.push(PollFd::new(&self.watch, PollFlags::RDHUP));
+        }
         if poll(&mut fds, None).is_err() {
             // A signal, or a host without memory: the caller comes back.
             return 0;
         }
-        let ready: Vec<_> = fds.iter().map(|fd| fd.revents().contains(PollFlags::IN)).collect();
+        let mut ready = fds.iter().map(|fd| !fd.revents().is_empty()).collect::<Vec<_>>().into_iter();
         let mut queues = 0;
-        for (index, event) in self.calls.iter().chain([&self.wake]).enumerate() {
-            if ready.get(index) == Some(&true) {
+        for (index, event) in events().enumerate() {
+            if ready.next() == Some(true) {
                 // Fails only when it is clear already.
                 let _ = rustix::io::read(event, &mut [0u8; 8]);
                 queues |= if index < self.calls.len() { 1 << (index % 64) } else { 0 };
             }
+        }
+        if ready.next() == Some(true) {
+            self.gone.store(true, Ordering::Release);
         }
         queues
     }
@@ -244,11 +325,9 @@ impl Frontend {
         let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
     }
 
-    /// Whether the back end has closed the connection.
+    /// Whether the back end has closed the connection, as far as [`Self::wait_calls`] has seen.
     pub fn is_gone(&self) -> bool {
-        let stream = self.stream();
-        let mut fds = [PollFd::new(&*stream, PollFlags::RDHUP)];
-        poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).is_ok() && !fds[0].revents().is_empty()
+        self.gone.load(Ordering::Acquire)
     }
 
     fn send(&self, request: Request, body: &Body, files: &[std::os::fd::BorrowedFd<'_>]) -> io::Result<()> {

@@ -19,6 +19,7 @@ fn backend(listener: &UnixListener, replies: bool) -> Vec<(u32, Vec<u8>)> {
         let answer = match word(0) {
             1 => Some((PROTOCOL_FEATURES | 1 << 32).to_ne_bytes()),
             15 => Some((if replies { 9u64 } else { 1 }).to_ne_bytes()),
+            17 => Some(8u64.to_ne_bytes()),
             11 => Some([0, 0, 0, 0, 5, 0, 0, 0]),
             _ if word(4) & message::NEED_REPLY != 0 => Some([0; 8]),
             _ => None,
@@ -43,16 +44,18 @@ fn queues_are_handed_over_and_taken_back() {
         let base = memory.base() as u64;
         let frontend = Frontend::connect(&path, 2, memory).unwrap();
         assert_eq!(frontend.features(), 1 << 32);
-        let ring = Ring { size: 64, descriptors: 0x1000, available: 0x2000, used: 0x3000, base: 0 };
+        let ring = Ring { size: 64, descriptors: 0x1000, available: 0x2000, used: 0x3000, base: 0, enabled: true };
         frontend.start(1 << 32, &[(1, ring)]).unwrap();
         assert!(!frontend.is_gone());
+        assert_eq!((frontend.queues(), frontend.queue_limit()), (2, Some(8)));
+        frontend.enable(1, false).unwrap();
         frontend.stop([1]).unwrap();
         frontend.wake();
         assert_eq!(frontend.wait_calls(), 0);
         drop(frontend);
         let requests = thread.join().unwrap();
         let kinds: Vec<_> = requests.iter().map(|(kind, _)| *kind).collect();
-        assert_eq!(kinds, [3, 1, 15, 16, 2, 5, 8, 10, 9, 12, 13, 18, 11]);
+        assert_eq!(kinds, [3, 1, 15, 16, 17, 2, 5, 8, 10, 9, 12, 13, 18, 18, 11]);
         let body = |kind: u32| &requests.iter().find(|request| request.0 == kind).unwrap().1;
         assert_eq!(body(2)[..], (PROTOCOL_FEATURES | 1 << 32).to_ne_bytes());
         let words = |bytes: &[u8]| -> Vec<u64> {
@@ -75,6 +78,9 @@ fn a_back_end_that_is_none_is_told() {
     let error = Frontend::connect(&path, 1, memory).err().unwrap().to_string();
     assert!(error.contains("failed to say what it can do"), "{error}");
     thread.join().unwrap();
+    // A listener again, for whom the memory is of no use.
+    std::fs::remove_file(&path).unwrap();
+    let _listener = UnixListener::bind(&path).unwrap();
     let own = GuestMemory::new(MemoryOptions { size: 4096, ..Default::default() }).unwrap();
     let error = Frontend::connect(&path, 1, own).err().unwrap().to_string();
     assert!(error.contains("memory.shared"), "{error}");

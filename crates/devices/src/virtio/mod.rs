@@ -6,6 +6,7 @@
 //! | [`buffers`] | scatter lists of guest memory, and copies in and out of them |
 //! | [`context`] | what a device works with: its queues, the negotiated features, interrupts |
 //! | [`transport`] | the registers in the PCI function's BARs, legacy and modern |
+//! | `vhost` | queues that another process serves |
 //! | [`worker`] | a thread that sleeps until a queue has work |
 //! | [`balloon`], [`blk`], [`console`], [`fs`], [`input`], [`net`], [`p9`], [`rnd`], [`scsi`], [`vsock`] | the devices |
 //!
@@ -32,6 +33,7 @@ pub mod queue;
 pub mod rnd;
 pub mod scsi;
 pub mod transport;
+mod vhost;
 pub mod vsock;
 pub mod worker;
 

@@ -310,7 +310,7 @@ impl VirtQueue {
     /// Where the rings are and where to begin, for somebody else who serves the queue.
     pub(crate) fn place(&self) -> backend::vhost_user::Ring {
         let QueueState { size, descriptors, available, used, next_available, .. } = self.ring().state;
-        backend::vhost_user::Ring { size, descriptors, available, used, base: next_available }
+        backend::vhost_user::Ring { size, descriptors, available, used, base: next_available, enabled: true }
     }
 
     /// For a queue that somebody else serves: the writable buffers that the driver has offered since index `from` of the

@@ -2,10 +2,15 @@
 //!
 //! The guest gives pages up when the balloon grows, and tells of pages that it does not use (free page reporting); the host's
 //! memory behind both is freed. A guest that uses such a page again finds zeroes in it.
+//!
+//! `control` is a socket on which programs of the host ask for statistics and change the balloon's size.
+
+mod control;
 
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, Weak};
 
+use backend::tty::TtySpec;
 use config::NodeRef;
 use memory::GuestMemory;
 use platform::state::{decode, encode};
@@ -18,22 +23,25 @@ use super::worker::Worker;
 use super::{Buffers, Chain, VirtioDevice, read_structure};
 use crate::factory::{BuildContext, DeviceError, PciFactory};
 use crate::pci::{PciFunction, regs};
+use control::Control;
 
 /// How to make a balloon.
 pub const FACTORY: PciFactory = PciFactory {
     name: "virtio-balloon",
-    help: "memory of the guest's that the host gets back; [size=SIZE][,reporting=off][,deflate_on_oom]",
+    help: "memory of the guest's that the host gets back; [size=SIZE][,control=PATH][,reporting=off][,deflate_on_oom]",
     build,
 };
 
 const QUEUE_SIZE: u16 = 128;
-/// Queues: pages given up, pages taken back, pages that are free.
+/// Queues: pages given up, pages taken back. Then statistics, if the driver has taken that feature, and pages that are free:
+/// Linux numbers the queues that it uses, and so do others, whatever 5.5.2 says.
 const INFLATE: u16 = 0;
 const DEFLATE: u16 = 1;
-const REPORT: u16 = 2;
+const STATS: u16 = 2;
 
 /// Feature bits (5.5.3).
 mod feature {
+    pub(super) const STATS: u64 = 1 << 1;
     pub(super) const DEFLATE_ON_OOM: u64 = 1 << 2;
     pub(super) const REPORTING: u64 = 1 << 5;
 }
@@ -62,24 +70,34 @@ fn build(context: &BuildContext<'_>, node: &NodeRef<'_>) -> Result<Arc<PciFuncti
             features |= feature;
         }
     }
+    let control = node.get_str("control").map(|path| {
+        let failed = |source| DeviceError::Port { port: "control".into(), source };
+        Ok::<_, DeviceError>(Control::new(TtySpec::Unix(path.into()).open().map_err(failed)?))
+    });
+    let control = control.transpose()?;
+    if control.is_some() {
+        features |= feature::STATS;
+    }
     let spec = VirtioSpec {
         name: "virtio-balloon",
         device: 0x1002,
         device_type: 5,
         class: regs::class::MEMORY_OTHER,
         config_size: CONFIG_SIZE as u32,
-        queues: vec![QUEUE_SIZE; 3],
+        queues: vec![QUEUE_SIZE; 4],
     };
-    transport::build(context, spec, |virtio| Balloon::new(virtio, features, pages))
+    transport::build(context, spec, |virtio| Balloon::new(virtio, features, pages, control))
 }
 
 struct Balloon {
+    context: Arc<VirtioContext>,
     features: u64,
     /// Pages that the guest shall give up.
     wanted: AtomicU32,
     /// Pages that it says it has given up.
     actual: AtomicU32,
     worker: OnceLock<Worker>,
+    control: Option<Control>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -89,40 +107,67 @@ struct BalloonState {
 }
 
 impl Balloon {
-    fn new(context: Arc<VirtioContext>, features: u64, wanted: u32) -> Result<Arc<Self>, DeviceError> {
+    fn new(
+        context: Arc<VirtioContext>,
+        features: u64,
+        wanted: u32,
+        control: Option<Control>,
+    ) -> Result<Arc<Self>, DeviceError> {
         let address = context.address();
         let name = format!("balloon-{}:{}", address.slot, address.func);
-        let balloon = Self { features, wanted: wanted.into(), actual: 0.into(), worker: OnceLock::new() };
-        let worker = Worker::spawn(name, move |queues| serve(&context, queues))
+        let (wanted, actual, worker) = (wanted.into(), 0.into(), OnceLock::new());
+        let balloon = Arc::new(Self { context, features, wanted, actual, worker, control });
+        let weak = Arc::downgrade(&balloon);
+        let serve = move |queues| {
+            if let Some(balloon) = Weak::upgrade(&weak) {
+                balloon.serve(queues);
+            }
+        };
+        let worker = Worker::spawn(name, serve)
             .map_err(|source| DeviceError::Host { what: "start the thread of virtio-balloon".into(), source })?;
         // Set here and nowhere else.
         let _ = balloon.worker.set(worker);
-        Ok(Arc::new(balloon))
+        Control::attach(&balloon);
+        Ok(balloon)
+    }
+
+    /// Pages wanted and given up.
+    fn pages(&self) -> (u32, u32) {
+        (self.wanted.load(Ordering::Relaxed), self.actual.load(Ordering::Relaxed))
+    }
+
+    /// Changes how many pages the guest shall give up.
+    fn set_wanted(&self, pages: u32) {
+        if self.wanted.swap(pages, Ordering::Relaxed) != pages {
+            self.context.config_changed();
+        }
+    }
+
+    /// Takes what the guest has put on the queues.
+    fn serve(&self, queues: u64) {
+        let statistics = self.context.has(feature::STATS);
+        for index in (0..4).filter(|index| queues & 1 << index != 0) {
+            if index == STATS && statistics {
+                self.take_statistics();
+                continue;
+            }
+            let Some(queue) = self.context.queue(index) else { continue };
+            self.context.drain(queue, |chain| {
+                match index {
+                    INFLATE => give_up(&self.context, &chain),
+                    // A page that is taken back is there again as soon as it is used.
+                    DEFLATE => {}
+                    _ => free(self.context.memory(), &chain.writable),
+                }
+                self.context.complete(chain, 0);
+            });
+        }
     }
 
     fn settle(&self) {
         if let Some(worker) = self.worker.get() {
             worker.wait_idle();
         }
-    }
-}
-
-/// Takes what the guest has put on the queues.
-fn serve(context: &VirtioContext, queues: u64) {
-    for index in [INFLATE, DEFLATE, REPORT] {
-        if queues & 1 << index == 0 {
-            continue;
-        }
-        let Some(queue) = context.queue(index) else { continue };
-        context.drain(queue, |chain| {
-            match index {
-                INFLATE => give_up(context, &chain),
-                REPORT => free(context.memory(), &chain.writable),
-                // A page that is taken back is there again as soon as it is used.
-                _ => {}
-            }
-            context.complete(chain, 0);
-        });
     }
 }
 
@@ -166,13 +211,14 @@ impl VirtioDevice for Balloon {
     }
 
     fn legacy_features(&self) -> u64 {
-        self.features & feature::DEFLATE_ON_OOM
+        self.features & (feature::DEFLATE_ON_OOM | feature::STATS)
     }
 
     fn config_read(&self, offset: u32, bytes: &mut [u8]) {
         let mut structure = [0; CONFIG_SIZE];
-        structure[..4].copy_from_slice(&self.wanted.load(Ordering::Relaxed).to_le_bytes());
-        structure[4..8].copy_from_slice(&self.actual.load(Ordering::Relaxed).to_le_bytes());
+        let (wanted, actual) = self.pages();
+        structure[..4].copy_from_slice(&wanted.to_le_bytes());
+        structure[4..8].copy_from_slice(&actual.to_le_bytes());
         read_structure(&structure, offset, bytes);
     }
 
@@ -200,7 +246,7 @@ impl Persist for Balloon {
 
     fn save(&self) -> Result<Vec<u8>, StateError> {
         self.settle();
-        let (wanted, actual) = (self.wanted.load(Ordering::Relaxed), self.actual.load(Ordering::Relaxed));
+        let (wanted, actual) = self.pages();
         encode(self.kind(), &BalloonState { wanted, actual })
     }
 
@@ -214,6 +260,7 @@ impl Persist for Balloon {
     fn reset(&self) {
         self.settle();
         self.actual.store(0, Ordering::Relaxed);
+        self.forget_questions();
     }
 }
 

@@ -52,6 +52,59 @@ fn a_balloon_as_large_as_memory_is_refused() {
     assert!(error.line().contains("leaves nothing"), "{}", error.line());
 }
 
+/// Sends a line to the balloon's socket and reads the answer.
+fn talk(stream: &mut std::os::unix::net::UnixStream, line: &str) -> String {
+    use std::io::{BufRead, BufReader, Write};
+    writeln!(stream, "{line}").unwrap();
+    let mut answer = String::new();
+    BufReader::new(stream).read_line(&mut answer).unwrap();
+    answer.trim_end().to_owned()
+}
+
+#[test]
+fn programs_of_the_host_change_its_size_and_get_statistics() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("control").display().to_string();
+    let keys = [("pci.0.5.0.device", "virtio-balloon"), ("pci.0.5.0.control", path.as_str())];
+    let board = TestBoard::new(&keys);
+    let mut guest = board.virtio(5, true);
+    let mut stream = std::os::unix::net::UnixStream::connect(&path).unwrap();
+    assert_eq!(talk(&mut stream, "stats"), "wanted=0 actual=0");
+    guest.negotiate(1 << 5 | 1 << 1);
+    let mut queues: Vec<_> = (0..4).map(|n| guest.open_queue(n, RINGS + 0x4000 * u64::from(n))).collect();
+    guest.driver_ok();
+    assert_eq!(talk(&mut stream, "size 64K"), "OK");
+    assert_eq!(guest.device_config(0, Dword, false), 16);
+    for (line, why) in [("size 1M", "leaves nothing"), ("size x", "x"), ("size", "say"), ("stat", "say")] {
+        let answer = talk(&mut stream, line);
+        assert!(answer.starts_with("ERROR ") && answer.contains(why), "{line}: {answer}");
+    }
+    assert!(talk(&mut stream, &"x".repeat(1000)).contains("too long"));
+    // The driver's first statistics, and fresh ones when it gets the buffer back. One of the tags is unknown.
+    let statistics = |free: u64| {
+        for (at, (tag, value)) in [(4u16, free), (5, 1 << 20), (99, 1)].into_iter().enumerate() {
+            let gpa = NUMBERS + 10 * at as u64;
+            board.ram.write_u16(gpa, tag).unwrap();
+            board.ram.write_u64(gpa + 2, value).unwrap();
+        }
+    };
+    statistics(1000);
+    queues[2].push(&[Buffer::readable(NUMBERS, 30)]);
+    guest.notify(2);
+    let asking = std::thread::spawn(move || talk(&mut stream, "stats"));
+    queues[2].wait_used();
+    statistics(2000);
+    queues[2].push(&[Buffer::readable(NUMBERS, 30)]);
+    guest.notify(2);
+    assert_eq!(asking.join().unwrap(), "wanted=65536 actual=0 free=2000 total=1048576");
+    // With statistics the reports come after them.
+    board.ram.fill(0x80000, 0x1000, 0xaa).unwrap();
+    queues[3].push(&[Buffer::writable(0x80000, 0x1000)]);
+    guest.notify(3);
+    queues[3].wait_used();
+    assert_eq!(board.ram.read_u8(0x80000).unwrap(), 0);
+}
+
 #[test]
 fn conforms() {
     let work = |modern: bool| {

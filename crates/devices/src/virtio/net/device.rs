@@ -151,11 +151,16 @@ impl Net {
 
     fn structure(&self) -> [u8; CONFIG_SIZE] {
         let state = self.state();
-        let [a, b, c, d, e, f] = state.mac;
-        let [pairs_low, pairs_high] = self.max_pairs.to_le_bytes();
-        let [mtu_low, mtu_high] = self.mtu.unwrap_or(0).to_le_bytes();
-        [a, b, c, d, e, f, u8::from(state.link) * LINK_UP, 0, pairs_low, pairs_high, mtu_low, mtu_high]
+        structure(state.mac, state.link, self.max_pairs, self.mtu)
     }
+}
+
+/// The configuration structure.
+pub(super) fn structure(mac: [u8; 6], link: bool, max_pairs: u16, mtu: Option<u16>) -> [u8; CONFIG_SIZE] {
+    let [a, b, c, d, e, f] = mac;
+    let [pairs_low, pairs_high] = max_pairs.to_le_bytes();
+    let [mtu_low, mtu_high] = mtu.unwrap_or(0).to_le_bytes();
+    [a, b, c, d, e, f, u8::from(link) * LINK_UP, 0, pairs_low, pairs_high, mtu_low, mtu_high]
 }
 
 fn spawn(net: &Arc<Net>, name: &str) -> Result<Worker, DeviceError> {

@@ -5,6 +5,7 @@
 //! | `device` | the device: features, configuration, link |
 //! | `transmit`, `receive` | packets from and to the guest |
 //! | `control` | the control queue |
+//! | `vhost` | a NIC whose queues another process serves |
 //! | `filter` | what the driver wants to receive, and what else it sets |
 
 mod control;
@@ -14,6 +15,7 @@ mod receive;
 #[cfg(test)]
 mod tests;
 mod transmit;
+mod vhost;
 
 use std::sync::Arc;
 
@@ -28,7 +30,7 @@ use device::Net;
 /// How to make a NIC.
 pub const FACTORY: PciFactory = PciFactory {
     name: "virtio-net",
-    help: "network; [slirp|tapN|valeX:PORT|unix:/PATH][,mac=XX:XX:XX:XX:XX:XX][,mtu=N][,queues=N][,OPTIONS]",
+    help: "network; [slirp|tapN|valeX:PORT|unix:/PATH|vhost-user:/PATH][,mac=XX:XX:XX:XX:XX:XX][,mtu=N][,queues=N][,OPTIONS]",
     build,
 };
 
@@ -46,9 +48,11 @@ mod bit {
     pub(super) const GUEST_TSO4: u64 = 1 << 7;
     pub(super) const GUEST_TSO6: u64 = 1 << 8;
     pub(super) const GUEST_ECN: u64 = 1 << 9;
+    pub(super) const GUEST_UFO: u64 = 1 << 10;
     pub(super) const HOST_TSO4: u64 = 1 << 11;
     pub(super) const HOST_TSO6: u64 = 1 << 12;
     pub(super) const HOST_ECN: u64 = 1 << 13;
+    pub(super) const HOST_UFO: u64 = 1 << 14;
     pub(super) const MRG_RXBUF: u64 = 1 << 15;
     pub(super) const STATUS: u64 = 1 << 16;
     pub(super) const CTRL_VQ: u64 = 1 << 17;
@@ -62,6 +66,9 @@ mod bit {
 fn build(context: &BuildContext<'_>, node: &NodeRef<'_>) -> Result<Arc<PciFunction>, DeviceError> {
     let mut options = NicOptions::from_node(context.config, node, context.address, &["queues"])?;
     options.queues = node.int_or("queues", 1..=MAX_PAIRS, 1)?;
+    if let Some(path) = options.vhost_user() {
+        return vhost::build(context, &options, path);
+    }
     let backend = net::open(&options)?;
     transport::build(context, spec(options.queues), |virtio| Net::new(virtio, backend, &options))
 }
