@@ -209,8 +209,9 @@ fn folders_that_cannot_be_shared() {
         let slot = format!("3:0,{device}");
         refused(folder.path(), &["-s", &slot, "-o", HERE, "vm"], 4, words);
     };
-    attach("virtio-9p,tag=missing", &["pci slot 0:3:0", "missing", "No such file"]);
-    attach("virtio-9p,tag=disk", &["disk", "directory"]);
+    attach("virtio-9p,tag=missing", &["pci slot 0:3:0", "missing", "the path must be absolute"]);
+    attach("virtio-9p,tag=/missing/folder", &["/missing/folder", "No such file"]);
+    attach(&format!("virtio-9p,tag={}", folder.path().join("disk").display()), &["disk", "it is not a folder"]);
     attach("virtio-9p", &["virtio-9p"]);
     attach("virtio-fs,tag", &["name a folder or the socket of a virtiofsd"]);
     attach("virtio-fs", &["the tag must have 1 to 36 bytes"]);
@@ -232,7 +233,7 @@ fn channels_that_cannot_be_had() {
     attach("virtio-console,port=./disk", &["pci slot 0:3:0", "port", "disk", "in use"]);
     attach("virtio-console,port=./missing/socket", &["port", "missing/socket", "No such file"]);
     attach("virtio-console,port=tcp=localhost:1", &["port", "\"localhost\" is not an IP address"]);
-    attach("virtio-console,port", &["virtio-console"]);
+    attach("virtio-console,port", &["port port requires a path"]);
     attach("virtio-vsock", &["virtio-vsock"]);
     attach("virtio-vsock,missing/socket", &["missing/socket", "No such file"]);
     attach("virtio-vsock,socket,cid=2", &["cid"]);

@@ -20,6 +20,7 @@ use super::{
     Abilities, Delivery, Frame, MAX_PACKET, NetBackend, NetDevice, NetError, Offloads, Packet, PacketHeader, Sending,
     sys,
 };
+use crate::tty::is_dead_socket;
 use crate::tty::wake::{Wake, readable, wait};
 
 /// Bytes of the length before each packet.
@@ -100,11 +101,7 @@ fn connect(path: &Path) -> io::Result<Arc<UnixStream>> {
 /// Makes a socket to listen on; one that was left behind by a process that is gone is replaced.
 pub(super) fn listen(path: &Path) -> io::Result<UnixListener> {
     let listener = match UnixListener::bind(path) {
-        Err(why) if why.kind() == io::ErrorKind::AddrInUse => {
-            match UnixStream::connect(path) {
-                Err(refused) if refused.kind() == io::ErrorKind::ConnectionRefused => {}
-                _ => return Err(why),
-            }
+        Err(why) if why.kind() == io::ErrorKind::AddrInUse && is_dead_socket(path) => {
             std::fs::remove_file(path)?;
             UnixListener::bind(path)?
         }

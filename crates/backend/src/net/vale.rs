@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use std::fs;
 use std::io;
 use std::os::fd::AsFd;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt};
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
@@ -129,6 +129,9 @@ fn prepare(folder: &Path) -> io::Result<()> {
 fn bind(path: &Path) -> io::Result<UnixDatagram> {
     match UnixDatagram::bind(path) {
         Err(why) if why.kind() == io::ErrorKind::AddrInUse => {
+            if !fs::symlink_metadata(path)?.file_type().is_socket() {
+                return Err(why);
+            }
             match UnixDatagram::unbound()?.connect(path) {
                 Err(refused) if refused.kind() == io::ErrorKind::ConnectionRefused => {}
                 _ => return Err(why),

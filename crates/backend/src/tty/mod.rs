@@ -34,7 +34,7 @@ use std::sync::Weak;
 
 pub use line::Tty;
 pub use raw::{RawTerminal, restore_terminals};
-pub(crate) use socket::UnixSocket;
+pub(crate) use socket::{UnixSocket, is_dead_socket};
 pub use spec::TtySpec;
 pub(crate) use wake::{Wake, readable, wait};
 

@@ -76,7 +76,8 @@ impl UnixSocket {
     }
 }
 
-fn is_dead_socket(path: &Path) -> bool {
+/// Whether a stream socket is there to which nobody listens any more; nothing else may be replaced.
+pub(crate) fn is_dead_socket(path: &Path) -> bool {
     std::fs::symlink_metadata(path).is_ok_and(|meta| meta.file_type().is_socket())
         && UnixStream::connect(path).is_err_and(|e| e.kind() == io::ErrorKind::ConnectionRefused)
 }

@@ -5,12 +5,16 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
 
 use super::VhostError;
 
 /// Where virtiofsd is, outside the search path: that of QEMU's sources in Debian, that written in Rust, in distributions.
 const PLACES: [&str; 4] =
     ["/usr/libexec/virtiofsd", "/usr/lib/virtiofsd", "/usr/lib/qemu/virtiofsd", "/usr/local/libexec/virtiofsd"];
+
+/// How long a process may take to end.
+const MOMENT: Duration = Duration::from_secs(2);
 
 /// A running virtiofsd; it ends with the value.
 pub struct Virtiofsd {
@@ -40,10 +44,17 @@ impl Virtiofsd {
         Ok((Self { child: child.map_err(failed)?, program }, stream))
     }
 
-    /// Its end, if it has ended.
+    /// Its end, if it has ended or is about to: a connection breaks a little earlier.
     pub fn ended(&mut self) -> Option<ExitStatus> {
-        // Fails only for a process that is none of ours.
-        self.child.try_wait().ok().flatten()
+        let start = Instant::now();
+        loop {
+            // Fails only for a process that is none of ours.
+            let status = self.child.try_wait().ok().flatten();
+            if status.is_some() || start.elapsed() > MOMENT {
+                return status;
+            }
+            std::thread::sleep(MOMENT / 100);
+        }
     }
 
     /// The program.

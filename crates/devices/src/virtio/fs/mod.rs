@@ -75,10 +75,13 @@ fn serve(
 ) -> Result<(Virtiofsd, Frontend), VhostError> {
     let (mut daemon, stream) = Virtiofsd::start(program, folder)?;
     let frontend = Frontend::over(stream, daemon.program(), queues, memory.clone());
-    match (frontend, daemon.ended()) {
-        // It has said why.
-        (Err(_), Some(status)) => Err(VhostError::Ended { program: daemon.program().to_owned(), status }),
-        (frontend, _) => Ok((daemon, frontend?)),
+    match frontend {
+        Ok(frontend) => Ok((daemon, frontend)),
+        Err(why) => match daemon.ended() {
+            // It has said why.
+            Some(status) => Err(VhostError::Ended { program: daemon.program().to_owned(), status }),
+            None => Err(why),
+        },
     }
 }
 
