@@ -78,6 +78,8 @@ pub(crate) struct FpuState {
     pub(super) unmasked: u32,
     /// MXCSR after a stub.
     pub(super) raised: u32,
+    /// MXCSR after the first run of a stub that runs its instruction twice.
+    pub(super) raised_before: u32,
     /// The host's MXCSR.
     pub(super) host_mxcsr: u32,
     /// x87 control and status word, wherever the registers are.
@@ -138,6 +140,7 @@ impl Default for FpuState {
             underflow_mxcsr: 0,
             unmasked: 0,
             raised: 0,
+            raised_before: 0,
             host_mxcsr: mxcsr::RESET,
             control: 0,
             status: 0,

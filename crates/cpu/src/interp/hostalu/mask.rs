@@ -59,6 +59,7 @@ fn load(vcpu: &mut Vcpu, op: &Op) -> Step {
         // The segment ends inside the operand.
         Err(_) => {
             let linear = checked_linear(vcpu, op, lanes, wanted, false)?;
+            check_alignment(vcpu, op, linear, wanted)?;
             vcpu.load_elements(op, linear, lanes.size, wanted)?;
         }
     }
@@ -94,12 +95,10 @@ fn store(vcpu: &mut Vcpu, op: &Op) -> Step {
     let lanes = Lanes::of(op);
     let wanted = lanes.wanted(vcpu);
     let linear = match vcpu.linear(op, u64::from(op.osize), true) {
-        Ok(linear) => {
-            check_alignment(vcpu, op, linear, wanted)?;
-            linear
-        }
+        Ok(linear) => linear,
         Err(_) => checked_linear(vcpu, op, lanes, wanted, true)?,
     };
+    check_alignment(vcpu, op, linear, wanted)?;
     let plain = without_lanes(op);
     if op.r3 & detail::MXCSR != 0 {
         // A page fault comes before a numeric exception.

@@ -9,6 +9,7 @@
 //! | [`features`] | whether the guest's CPUID and the host have an instruction                      |
 //! | [`plan`]     | what an instruction reads and writes, and how it is rewritten                   |
 //! | [`stub`]     | the stub's machine code                                                         |
+//! | [`half`]     | what one instruction needs besides                                              |
 //! | [`arena`]    | memory for stubs, writable and executable in two different mappings             |
 //! | [`mask`]     | handlers of instructions whose opmask decides what is touched in memory         |
 //! | [`x87`]      | guest x87 state in the host's registers from one instruction to the next        |
@@ -22,6 +23,8 @@ pub(super) mod features;
 
 #[cfg(target_arch = "x86_64")]
 mod arena;
+#[cfg(target_arch = "x86_64")]
+mod half;
 #[cfg(target_arch = "x86_64")]
 mod mask;
 #[cfg(target_arch = "x86_64")]

@@ -6,7 +6,7 @@
 //! FXRSTOR64 [legacy]                  MMX and SSE registers together
 //! load vector and opmask registers    those that the instruction uses
 //! MOV RAX, RSI; POPF                  where it reads them
-//! LDMXCSR [run_mxcsr]                 floating point
+//! LDMXCSR [run_mxcsr]                 floating point; then a first run of VCVTPS2PH, see [`super::half`]
 //! the instruction
 //! PUSHF; POP [stub_flags]             where it writes them
 //! STMXCSR [raised]; LDMXCSR [host]    floating point;
@@ -29,6 +29,7 @@ use iced_x86::{Code, Encoder, IcedError, Instruction, InstructionInfoFactory, Me
 
 use super::super::fpu::FpuState;
 use super::arena::{self, Arena};
+use super::half;
 use super::plan::{Class, Plan, Use};
 
 /// Room kept for the stubs of one block: 64 instructions, none longer than this many bytes.
@@ -153,7 +154,12 @@ fn before(plan: &Plan, host: Host) -> Result<Vec<Instruction>, IcedError> {
             (false, true) => offset_of!(FpuState, underflow_mxcsr),
             (false, false) => offset_of!(FpuState, report_mxcsr),
         };
-        code.push(Instruction::with1(C::Ldmxcsr_m32, field(control))?);
+        let control = Instruction::with1(C::Ldmxcsr_m32, field(control))?;
+        code.push(control);
+        if half::is_needed(plan) {
+            code.extend(half::first_run(plan, field(offset_of!(FpuState, raised_before)))?);
+            code.push(control);
+        }
     }
     Ok(code)
 }
@@ -170,7 +176,12 @@ fn around(plan: &Plan) -> Result<Vec<Instruction>, IcedError> {
         code.push(Instruction::with2(C::Mov_r32_rm32, Register::EAX, Register::ECX)?);
     }
     if plan.uses_mxcsr {
-        code.push(Instruction::with1(C::Stmxcsr_m32, field(offset_of!(FpuState, raised)))?);
+        let raised = field(offset_of!(FpuState, raised));
+        code.push(Instruction::with1(C::Stmxcsr_m32, raised)?);
+        if half::is_needed(plan) {
+            let first = field(offset_of!(FpuState, raised_before));
+            code.extend(half::merge(first, raised, field(offset_of!(FpuState, unmasked)))?);
+        }
         code.push(Instruction::with1(C::Ldmxcsr_m32, field(offset_of!(FpuState, host_mxcsr)))?);
         code.push(Instruction::with2(C::Mov_r32_rm32, Register::ECX, field(offset_of!(FpuState, raised)))?);
         code.push(Instruction::with2(C::And_r32_rm32, Register::ECX, field(offset_of!(FpuState, unmasked)))?);

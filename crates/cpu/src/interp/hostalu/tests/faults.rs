@@ -200,6 +200,28 @@ fn underflow_unmasked_does_not_flush() {
     assert_eq!((xmm0(&bench), bench.vcpu.fpu.mxcsr() & 0x3f), (3.75, 0));
 }
 
+/// Half precision knows no flushing to zero that could tell tiny results.
+#[test]
+fn exact_tiny_halves_underflow_only_where_that_is_unmasked() {
+    const VCVTPS2PH: &[u8] = &[0xc4, 0xe3, 0x79, 0x1d, 0xc0, 0x00]; // XMM0, XMM0, nearest
+    if !std::arch::is_x86_feature_detected!("f16c") {
+        return;
+    }
+    let smallest_normal = 2f32.powi(-14);
+    let cases = [(0.0, false), (smallest_normal, false), (smallest_normal / 2.0, true), (-3.0 * 2f32.powi(-24), true)];
+    for (value, tiny) in cases {
+        for unmasked in [false, true] {
+            let mut bench = Bench::new();
+            bench.vcpu.fpu.vectors[0] = [0; 64];
+            bench.vcpu.fpu.vectors[0][4..8].copy_from_slice(&value.to_le_bytes());
+            bench.vcpu.fpu.set_mxcsr(mxcsr::RESET & !if unmasked { 0x800 } else { 0 });
+            let (expected, flags) = if tiny && unmasked { (XM, 0x10) } else { (Ok(()), 0) };
+            assert_eq!(bench.run(VCVTPS2PH), expected, "{value:e} {unmasked}");
+            assert_eq!(bench.vcpu.fpu.mxcsr() & 0x3f, flags, "{value:e} {unmasked}");
+        }
+    }
+}
+
 #[test]
 fn x87_exceptions_wait_for_the_next_instruction() {
     let mut bench = Bench::new();
