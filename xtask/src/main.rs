@@ -11,6 +11,7 @@ mod deb;
 mod debian;
 mod disk;
 mod firmware;
+mod fuzz;
 mod guests;
 mod initramfs;
 mod layout;
@@ -43,6 +44,8 @@ usage: cargo xtask COMMAND
       --io      disks and networks instead (or one: --only io, --only net), N seconds (2) for each test
       --real    a Debian guest with ordinary programs too
       --no-peer without QEMU
+  fuzz DEVICE|all [SECONDS] [--seed N]
+      Run random drivers of a virtio device with new seeds each time (60 seconds): balloon blk console input net p9 rnd scsi vsock.
   guest NAME...
       Get or build parts of the guests and print their paths:
       kernel-amd64 kernel-i386 initramfs-amd64 initramfs-i386 memtest disk debian debian-i386 bench bench-real
@@ -68,6 +71,7 @@ fn run(command: &OsString, args: Vec<OsString>) -> Result<ExitCode> {
     match command.to_str() {
         Some("boot") => boot::run(boot::Options::parse(args)?),
         Some("bench") => bench::run(bench::Options::parse(args)?),
+        Some("fuzz") => fuzz::run(&fuzz::Options::parse(args)?),
         Some("test") if args.is_empty() => test::run(),
         Some("guest") if !args.is_empty() => guest(&args),
         Some("help" | "-h" | "--help") => {

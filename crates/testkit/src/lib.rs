@@ -7,10 +7,12 @@
 //! | [`pci`] | a guest's access to PCI functions |
 //! | [`virtqueue`] | a guest's virtio driver |
 //! | [`random`] | repeatable random numbers for hostile guests |
+//! | [`hostile`] | random drivers of virtio devices |
 //! | [`conformance`] | the suite that every PCI device must pass |
 
 pub mod clock;
 pub mod conformance;
+pub mod hostile;
 pub mod irq;
 pub mod pci;
 pub mod random;

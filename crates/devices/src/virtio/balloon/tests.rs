@@ -1,5 +1,6 @@
 use platform::AccessSize::Dword;
 use testkit::conformance::{self, Subject};
+use testkit::hostile::Hostile;
 use testkit::random::Random;
 use testkit::virtqueue::{Buffer, GuestQueue, VirtioGuest};
 
@@ -105,20 +106,37 @@ fn programs_of_the_host_change_its_size_and_get_statistics() {
     assert_eq!(board.ram.read_u8(0x80000).unwrap(), 0);
 }
 
+/// Brings the device into use and checks that it works.
+fn work(modern: bool) -> impl Fn(&Subject) {
+    move |subject: &Subject| {
+        subject.function().set_command(7);
+        let make = if modern { VirtioGuest::modern } else { VirtioGuest::legacy };
+        let (guest, mut queues) = start(make(subject.function(), subject.ram.clone()));
+        queues[0].push(&[Buffer::readable(NUMBERS, 4)]);
+        guest.notify(0);
+        queues[0].wait_used();
+    }
+}
+
 #[test]
 fn conforms() {
-    let work = |modern: bool| {
-        move |subject: &Subject| {
-            subject.function().set_command(7);
-            let make = if modern { VirtioGuest::modern } else { VirtioGuest::legacy };
-            let (guest, mut queues) = start(make(subject.function(), subject.ram.clone()));
-            queues[0].push(&[Buffer::readable(NUMBERS, 4)]);
-            guest.notify(0);
-            queues[0].wait_used();
-        }
-    };
     conformance::check(|| board().subject(5), work(false));
     conformance::check(|| board().subject(5), work(true));
+}
+
+#[test]
+fn fuzz() {
+    let make = || board().subject(5);
+    let request = |random: &mut Random, _: u16| {
+        // Pages of what is not rings, of no RAM at all, and sometimes of anything.
+        (0..random.below(20))
+            .flat_map(|_| {
+                let page = if random.one_in(20) { random.nasty() } else { 0xa0 + random.below(0x80) };
+                (page as u32).to_le_bytes()
+            })
+            .collect()
+    };
+    Hostile { make, work: work(true), request }.check();
 }
 
 #[test]

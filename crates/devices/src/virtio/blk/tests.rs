@@ -13,6 +13,7 @@ use config::{Config, NoWarnings};
 use platform::AccessSize::{Byte, Dword, Qword, Word};
 use platform::Persist;
 use testkit::conformance::{self, Subject};
+use testkit::hostile;
 use testkit::random::Random;
 use testkit::virtqueue::{Buffer, EVENT_IDX, GuestQueue, INDIRECT, VirtioGuest};
 
@@ -600,21 +601,22 @@ fn hostile_rings_write_only_where_the_driver_allowed() {
     assert_eq!(fs::metadata(&b.path).unwrap().len(), DISK, "the file keeps its size");
 }
 
+/// Brings the device into use and checks that it works.
+fn work(modern: bool) -> impl Fn(&Subject) {
+    move |subject: &Subject| {
+        subject.function().set_command(7);
+        let make = if modern { VirtioGuest::modern } else { VirtioGuest::legacy };
+        let mut driver = Driver::start(make(subject.function(), subject.ram.clone()), subject.ram.clone(), u64::MAX);
+        assert_eq!(driver.request(8, 0, &[Buffer::writable(DATA, 20)]).0, OK);
+        subject.ram.fill(DATA, 512, 0x77).unwrap();
+        assert_eq!(driver.request(OUT, 7, &[Buffer::readable(DATA, 512)]).0, OK);
+        assert_eq!(driver.request(IN, 7, &[Buffer::writable(DATA + 0x1000, 512)]).0, OK);
+        assert_eq!(driver.bytes(DATA + 0x1000, 512), [0x77; 512]);
+    }
+}
+
 #[test]
 fn conforms() {
-    let work = |modern: bool| {
-        move |subject: &Subject| {
-            subject.function().set_command(7);
-            let make = if modern { VirtioGuest::modern } else { VirtioGuest::legacy };
-            let mut driver =
-                Driver::start(make(subject.function(), subject.ram.clone()), subject.ram.clone(), u64::MAX);
-            assert_eq!(driver.request(8, 0, &[Buffer::writable(DATA, 20)]).0, OK);
-            subject.ram.fill(DATA, 512, 0x77).unwrap();
-            assert_eq!(driver.request(OUT, 7, &[Buffer::readable(DATA, 512)]).0, OK);
-            assert_eq!(driver.request(IN, 7, &[Buffer::writable(DATA + 0x1000, 512)]).0, OK);
-            assert_eq!(driver.bytes(DATA + 0x1000, 512), [0x77; 512]);
-        }
-    };
     for modern in [false, true] {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("disk.img");
@@ -623,4 +625,29 @@ fn conforms() {
             [("pci.0.3.0.device", "virtio-blk"), ("pci.0.3.0.path", path.to_str().unwrap()), ("pci.0.3.0.lock", "off")];
         conformance::check(|| TestBoard::new(&keys).subject(3), work(modern));
     }
+}
+
+#[test]
+fn fuzz() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("disk.img");
+    File::create(&path).unwrap().set_len(DISK).unwrap();
+    let keys =
+        [("pci.0.3.0.device", "virtio-blk"), ("pci.0.3.0.path", path.to_str().unwrap()), ("pci.0.3.0.lock", "off")];
+    let make = || TestBoard::new(&keys).subject(3);
+    let request = |random: &mut Random, _: u16| {
+        let kind = random.pick(&[0u32, 0, 1, 1, 4, 5, 8, 11, 13, 77]);
+        let sector = if random.one_in(10) { random.nasty() } else { random.below(DISK / 512 + 4) };
+        let len = random.pick(&[0, 16, 16, 512, 512, 1024, 4096, 77]);
+        let mut bytes = [&kind.to_le_bytes()[..], &[0; 4], &sector.to_le_bytes()].concat();
+        if random.one_in(2) {
+            bytes.extend(random.below(DISK / 512 + 4).to_le_bytes());
+            bytes.extend((random.below(40) as u32).to_le_bytes());
+            bytes.extend((random.below(3) as u32).to_le_bytes());
+        } else {
+            bytes.resize(16 + len, random.bits() as u8);
+        }
+        bytes
+    };
+    hostile::Hostile { make, work: work(true), request }.check();
 }

@@ -3,6 +3,7 @@ use std::os::unix::net::UnixStream;
 
 use platform::AccessSize::{Byte, Dword, Word};
 use testkit::conformance::{self, Subject};
+use testkit::hostile::Hostile;
 use testkit::irq::PATIENCE;
 use testkit::random::Random;
 use testkit::virtqueue::{Buffer, GuestQueue, VirtioGuest};
@@ -187,15 +188,17 @@ fn bad_ports_are_told() {
     assert!(line(&[("pci.0.5.0.port.0.path", "tcp=x")]).contains("not a TCP port"));
 }
 
+/// Brings the device into use and checks that it works.
+fn work(modern: bool) -> impl Fn(&Subject) {
+    move |subject: &Subject| {
+        subject.function().set_command(7);
+        let make = if modern { VirtioGuest::modern } else { VirtioGuest::legacy };
+        Driver::new(make(subject.function(), subject.ram.clone()), subject.ram.clone()).start();
+    }
+}
+
 #[test]
 fn conforms() {
-    let work = |modern: bool| {
-        move |subject: &Subject| {
-            subject.function().set_command(7);
-            let make = if modern { VirtioGuest::modern } else { VirtioGuest::legacy };
-            Driver::new(make(subject.function(), subject.ram.clone()), subject.ram.clone()).start();
-        }
-    };
     let dirs = std::cell::RefCell::new(Vec::new());
     let make = || {
         dirs.borrow_mut().push(tempfile::tempdir().unwrap());
@@ -203,6 +206,20 @@ fn conforms() {
     };
     conformance::check(make, work(false));
     conformance::check(make, work(true));
+}
+
+#[test]
+fn fuzz() {
+    let dirs = std::cell::RefCell::new(Vec::new());
+    let make = || {
+        dirs.borrow_mut().push(tempfile::tempdir().unwrap());
+        board(dirs.borrow().last().unwrap()).subject(5)
+    };
+    let request = |random: &mut Random, _: u16| match random.below(4) {
+        0 => (0..random.below(20)).map(|_| random.bits() as u8).collect(),
+        _ => vec![random.below(3) as u8, 0, 0, 0, random.below(9) as u8, 0, random.below(2) as u8, 0],
+    };
+    Hostile { make, work: work(true), request }.check();
 }
 
 #[test]

@@ -5,6 +5,7 @@ use std::os::unix::net::UnixStream;
 use backend::evdev::InputInfo;
 use platform::AccessSize::Byte;
 use testkit::conformance::{self, Subject};
+use testkit::hostile::Hostile;
 use testkit::irq::PATIENCE;
 use testkit::random::Random;
 use testkit::virtqueue::{Buffer, GuestQueue, VirtioGuest};
@@ -123,6 +124,18 @@ fn the_driver_asks_what_it_is() {
     assert_eq!(ask(9, 9), b"");
 }
 
+/// Brings the device into use and checks that it works.
+fn work(modern: bool) -> impl Fn(&Subject) {
+    move |subject: &Subject| {
+        subject.function().set_command(7);
+        let kind = if modern { VirtioGuest::modern } else { VirtioGuest::legacy };
+        let (guest, mut queues) = start(kind(subject.function(), subject.ram.clone()));
+        queues[1].push(&[Buffer::readable(DATA, 8)]);
+        guest.notify(1);
+        queues[1].wait_used();
+    }
+}
+
 #[test]
 fn conforms() {
     let far = std::cell::RefCell::new(Vec::new());
@@ -131,18 +144,20 @@ fn conforms() {
         far.borrow_mut().push(end);
         board.subject(5)
     };
-    let work = |modern: bool| {
-        move |subject: &Subject| {
-            subject.function().set_command(7);
-            let kind = if modern { VirtioGuest::modern } else { VirtioGuest::legacy };
-            let (guest, mut queues) = start(kind(subject.function(), subject.ram.clone()));
-            queues[1].push(&[Buffer::readable(DATA, 8)]);
-            guest.notify(1);
-            queues[1].wait_used();
-        }
-    };
     conformance::check(make, work(false));
     conformance::check(make, work(true));
+}
+
+#[test]
+fn fuzz() {
+    let far = std::cell::RefCell::new(Vec::new());
+    let make = || {
+        let (board, end) = board();
+        far.borrow_mut().push(end);
+        board.subject(5)
+    };
+    let request = |random: &mut Random, _: u16| (0..random.below(20)).map(|_| random.bits() as u8).collect();
+    Hostile { make, work: work(true), request }.check();
 }
 
 #[test]

@@ -11,6 +11,7 @@ use memory::GuestMemory;
 use platform::AccessSize::{Byte, Dword, Word};
 use platform::Persist;
 use testkit::conformance::{self, Subject};
+use testkit::hostile::Hostile;
 use testkit::irq::PATIENCE;
 use testkit::random::Random;
 use testkit::virtqueue::{Buffer, EVENT_IDX, GuestQueue, INDIRECT, VirtioGuest};
@@ -605,22 +606,23 @@ fn hostile_rings_write_only_where_the_driver_allowed() {
     assert_eq!(b.cable.wait_sent().2, packet(9, 60));
 }
 
+/// Brings the device into use and checks that it works.
+fn work(modern: bool) -> impl Fn(&Subject) {
+    move |subject: &Subject| {
+        subject.function().set_command(7);
+        let make = if modern { VirtioGuest::modern } else { VirtioGuest::legacy };
+        let mut driver = Driver::start(make(subject.function(), subject.ram.clone()), subject.ram.clone(), u64::MAX);
+        driver.offer(RX_DATA, 2000);
+        assert_eq!(driver.command(0, 0, &[0]), 0);
+        assert_eq!(driver.command(2, 0, &[7, 0]), 0);
+        driver.send(PacketHeader::default(), &packet(1, 500));
+        driver.tx.wait_used();
+        assert_eq!(driver.rx.wait_used().1, 512);
+    }
+}
+
 #[test]
 fn conforms() {
-    let work = |modern: bool| {
-        move |subject: &Subject| {
-            subject.function().set_command(7);
-            let make = if modern { VirtioGuest::modern } else { VirtioGuest::legacy };
-            let mut driver =
-                Driver::start(make(subject.function(), subject.ram.clone()), subject.ram.clone(), u64::MAX);
-            driver.offer(RX_DATA, 2000);
-            assert_eq!(driver.command(0, 0, &[0]), 0);
-            assert_eq!(driver.command(2, 0, &[7, 0]), 0);
-            driver.send(PacketHeader::default(), &packet(1, 500));
-            driver.tx.wait_used();
-            assert_eq!(driver.rx.wait_used().1, 512);
-        }
-    };
     for modern in [false, true] {
         let make = || {
             let b = Bench::new(&[("mac", MAC)], 2);
@@ -631,4 +633,24 @@ fn conforms() {
         };
         conformance::check(make, work(modern));
     }
+}
+
+#[test]
+fn fuzz() {
+    let make = || {
+        let b = Bench::new(&[("mac", MAC)], 2);
+        b.cable.echo.store(true, Ordering::SeqCst);
+        let cable = b.cable;
+        let subject = b.board.subject(3);
+        Subject { board: Box::new((subject.board, cable)), ..subject }
+    };
+    let request = |random: &mut Random, queue: u16| match queue {
+        2 => vec![random.below(6) as u8, random.below(4) as u8, random.bits() as u8, random.bits() as u8, 0, 0, 0, 0],
+        _ => {
+            let mut bytes: Vec<u8> = (0..12).map(|_| if random.one_in(2) { 0 } else { random.bits() as u8 }).collect();
+            bytes.extend(packet(random.below(3) as u8, 14 + random.below(3000) as usize));
+            bytes
+        }
+    };
+    Hostile { make, work: work(true), request }.check();
 }

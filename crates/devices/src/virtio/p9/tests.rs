@@ -1,4 +1,6 @@
 use testkit::conformance::{self, Subject};
+use testkit::hostile::Hostile;
+use testkit::random::Random;
 use testkit::virtqueue::{Buffer, GuestQueue, VirtioGuest};
 
 use crate::testboard::TestBoard;
@@ -55,6 +57,34 @@ fn conforms() {
     let dir = tempfile::tempdir().unwrap();
     conformance::check(|| board(&dir).subject(5), work(false));
     conformance::check(|| board(&dir).subject(5), work(true));
+}
+
+#[test]
+fn fuzz() {
+    let dirs = std::cell::RefCell::new(Vec::new());
+    let make = || {
+        dirs.borrow_mut().push(tempfile::tempdir().unwrap());
+        board(dirs.borrow().last().unwrap()).subject(5)
+    };
+    let request = |random: &mut Random, _: u16| {
+        // The kinds of 9P2000.L, with plausible and implausible bodies.
+        let kind = random.pick(&[8, 12, 14, 16, 18, 20, 22, 24, 26, 30, 32, 40, 50, 52, 54, 70, 72, 74, 76, 100, 102]);
+        let any = random.bits() as u8;
+        let kind = random.pick(&[kind, kind, kind, 104, 108, 110, 110, 116, 118, 120, 122, any]);
+        let mut body = match kind {
+            100 => VERSION[7..].to_vec(),
+            104 => ATTACH[7..].to_vec(),
+            110 => vec![1, 0, 0, 0, random.below(4) as u8, 0, 0, 0, 1, 0, 1, 0, random.pick(b"a./b")],
+            _ => vec![random.below(4) as u8, 0, 0, 0],
+        };
+        for _ in 0..random.below(24) {
+            let byte = random.pick(&[0, 0, 0, 1, 2, b'a', b'.', b'/', 0xff]);
+            body.push(byte);
+        }
+        let len = if random.one_in(20) { random.nasty() as u32 } else { body.len() as u32 + 7 };
+        [&len.to_le_bytes()[..], &[kind, random.bits() as u8, 0], &body].concat()
+    };
+    Hostile { make, work: work(true), request }.check();
 }
 
 #[test]

@@ -1,5 +1,7 @@
 use testkit::conformance::{self, Subject};
+use testkit::hostile::Hostile;
 use testkit::irq::PATIENCE;
+use testkit::random::Random;
 use testkit::virtqueue::{Buffer, VirtioGuest};
 
 use super::*;
@@ -89,21 +91,30 @@ fn the_thread_has_a_name_and_ends_with_the_device() {
     assert!(!names().iter().any(|name| name == "rnd-29:7\n"));
 }
 
+/// Brings the device into use and checks that it works.
+fn work(modern: bool) -> impl Fn(&Subject) {
+    move |subject: &Subject| {
+        subject.function().set_command(7);
+        let make = if modern { VirtioGuest::modern } else { VirtioGuest::legacy };
+        let mut guest = make(subject.function(), subject.ram.clone());
+        guest.negotiate(u64::MAX);
+        let mut queue = guest.open_queue(0, RINGS);
+        guest.driver_ok();
+        queue.push(&[Buffer::writable(DATA, 32)]);
+        guest.notify(0);
+        assert_eq!(queue.wait_used().1, 32);
+    }
+}
+
 #[test]
 fn conforms() {
-    let work = |modern: bool| {
-        move |subject: &Subject| {
-            subject.function().set_command(7);
-            let make = if modern { VirtioGuest::modern } else { VirtioGuest::legacy };
-            let mut guest = make(subject.function(), subject.ram.clone());
-            guest.negotiate(u64::MAX);
-            let mut queue = guest.open_queue(0, RINGS);
-            guest.driver_ok();
-            queue.push(&[Buffer::writable(DATA, 32)]);
-            guest.notify(0);
-            assert_eq!(queue.wait_used().1, 32);
-        }
-    };
     conformance::check(|| board().subject(5), work(false));
     conformance::check(|| board().subject(5), work(true));
+}
+
+#[test]
+fn fuzz() {
+    let make = || board().subject(5);
+    let request = |random: &mut Random, _: u16| vec![0; random.below(3) as usize];
+    Hostile { make, work: work(true), request }.check();
 }

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use platform::AccessSize::{Dword, Word};
 use platform::Persist;
 use testkit::conformance::{self, Subject};
+use testkit::hostile::Hostile;
 use testkit::random::Random;
 use testkit::virtqueue::{Buffer, EVENT_IDX, GuestQueue, INDIRECT, VirtioGuest};
 
@@ -340,7 +341,7 @@ fn a_disk_that_grows_is_told_of() {
     assert_eq!(driver.events.wait_used().1, 16);
     let mut event = [0; 16];
     driver.ram.read(DATA, &mut event).unwrap();
-    assert_eq!(event, [3, 0, 0, 0, 1, 0, 0x40, 1, 0, 0, 0, 0, 0x2a, 9, 0, 0]);
+    assert_eq!(event, [3, 0, 0, 0, 1, 0, 0, 1, 0, 0, 0, 0, 0x2a, 9, 0, 0]);
     assert_eq!(driver.command(1, &[0; 6], &[]).sense, Some((6, 0x2a, 9)));
     assert_eq!(driver.data(1, &[0x25], 8)[..4], [0, 0, 0x0f, 0xff]);
     // Without a buffer the next event waits.
@@ -478,18 +479,20 @@ fn hostile_rings_write_only_where_the_driver_allowed() {
     assert_eq!(fs::metadata(&b.paths[0]).unwrap().len(), DISK, "the file keeps its size");
 }
 
+/// Brings the device into use and checks that it works.
+fn work(modern: bool) -> impl Fn(&Subject) {
+    move |subject: &Subject| {
+        subject.function().set_command(7);
+        let make = if modern { VirtioGuest::modern } else { VirtioGuest::legacy };
+        let mut driver = Driver::start(make(subject.function(), subject.ram.clone()), subject.ram.clone());
+        driver.command(0, &[0; 6], &[]);
+        assert_eq!(driver.write(0, &rw(0x2a, 7, 1), &[0x77; 512]).status, 0);
+        assert_eq!(driver.data(0, &rw(0x28, 7, 1), 512), [0x77; 512]);
+    }
+}
+
 #[test]
 fn conforms() {
-    let work = |modern: bool| {
-        move |subject: &Subject| {
-            subject.function().set_command(7);
-            let make = if modern { VirtioGuest::modern } else { VirtioGuest::legacy };
-            let mut driver = Driver::start(make(subject.function(), subject.ram.clone()), subject.ram.clone());
-            driver.command(0, &[0; 6], &[]);
-            assert_eq!(driver.write(0, &rw(0x2a, 7, 1), &[0x77; 512]).status, 0);
-            assert_eq!(driver.data(0, &rw(0x28, 7, 1), 512), [0x77; 512]);
-        }
-    };
     for modern in [false, true] {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("disk.img");
@@ -498,4 +501,46 @@ fn conforms() {
             [("pci.0.3.0.device", "virtio-scsi"), ("pci.0.3.0.dev", path.to_str().unwrap()), ("pci.0.3.0.lock", "off")];
         conformance::check(|| TestBoard::new(&keys).subject(3), work(modern));
     }
+}
+
+#[test]
+fn fuzz() {
+    let dir = tempfile::tempdir().unwrap();
+    let [one, two] = ["one", "two"].map(|name| dir.path().join(name));
+    for path in [&one, &two] {
+        File::create(path).unwrap().set_len(DISK).unwrap();
+    }
+    let keys = [
+        ("pci.0.3.0.device", "virtio-scsi"),
+        ("pci.0.3.0.dev", one.to_str().unwrap()),
+        ("pci.0.3.0.lun.1.path", two.to_str().unwrap()),
+        ("pci.0.3.0.lock", "off"),
+    ];
+    let make = || TestBoard::new(&keys).subject(3);
+    let opcodes = [
+        0x00, 0x03, 0x08, 0x0a, 0x12, 0x15, 0x1a, 0x25, 0x28, 0x2a, 0x2e, 0x35, 0x41, 0x42, 0x55, 0x5a, 0x88, 0x8a,
+        0x91, 0x93, 0x9e, 0xa0, 0xa8, 0xaa, 0xaf,
+    ];
+    let request = move |random: &mut Random, queue: u16| {
+        if queue < 2 {
+            let mut bytes = (random.below(4) as u32).to_le_bytes().to_vec();
+            bytes.extend((random.below(9) as u32).to_le_bytes());
+            bytes.extend([1, 0, 0x40, random.below(2) as u8, 0, 0, 0, 0]);
+            bytes.extend(random.below(9).to_le_bytes());
+            return bytes;
+        }
+        let mut bytes = vec![1, 0, 0x40, random.below(8) as u8 / 7, 0, 0, 0, 0];
+        bytes.extend(random.below(9).to_le_bytes());
+        bytes.extend([0; 3]);
+        bytes.push(random.pick(&opcodes));
+        bytes.resize(51, 0);
+        for at in 20..51 {
+            if random.one_in(4) {
+                bytes[at] = random.bits() as u8;
+            }
+        }
+        bytes.resize(51 + random.pick(&[0, 0, 24, 512, 2048]), 7);
+        bytes
+    };
+    Hostile { make, work: work(true), request }.check();
 }

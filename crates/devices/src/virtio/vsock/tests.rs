@@ -2,6 +2,7 @@ use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 
 use testkit::conformance::{self, Subject};
+use testkit::hostile::Hostile;
 use testkit::irq::PATIENCE;
 use testkit::random::Random;
 use testkit::virtqueue::{Buffer, GuestQueue, VirtioGuest};
@@ -149,17 +150,19 @@ fn bad_options_are_told() {
     assert!(line(&[("pci.0.5.0.path", "s"), ("pci.0.5.0.cid", "2")]).contains("cid"));
 }
 
+/// Brings the device into use and checks that it works.
+fn work(modern: bool) -> impl Fn(&Subject) {
+    move |subject: &Subject| {
+        subject.function().set_command(7);
+        let make = if modern { VirtioGuest::modern } else { VirtioGuest::legacy };
+        let mut driver = Driver::new(make(subject.function(), subject.ram.clone()), subject.ram.clone());
+        driver.send(77, 1, b"");
+        assert_eq!(driver.receive().0, 3, "nobody listens");
+    }
+}
+
 #[test]
 fn conforms() {
-    let work = |modern: bool| {
-        move |subject: &Subject| {
-            subject.function().set_command(7);
-            let make = if modern { VirtioGuest::modern } else { VirtioGuest::legacy };
-            let mut driver = Driver::new(make(subject.function(), subject.ram.clone()), subject.ram.clone());
-            driver.send(77, 1, b"");
-            assert_eq!(driver.receive().0, 3, "nobody listens");
-        }
-    };
     let dirs = std::cell::RefCell::new(Vec::new());
     let make = || {
         dirs.borrow_mut().push(tempfile::tempdir().unwrap());
@@ -167,6 +170,33 @@ fn conforms() {
     };
     conformance::check(make, work(false));
     conformance::check(make, work(true));
+}
+
+#[test]
+fn fuzz() {
+    let dirs = std::cell::RefCell::new(Vec::new());
+    let make = || {
+        dirs.borrow_mut().push(tempfile::tempdir().unwrap());
+        board(dirs.borrow().last().unwrap()).subject(5)
+    };
+    let request = |random: &mut Random, _: u16| {
+        let mut packet = Vec::new();
+        packet.extend(random.pick(&[7u64, 7, 7, 3]).to_le_bytes());
+        packet.extend(random.pick(&[2u64, 2, 2, 9]).to_le_bytes());
+        packet.extend((1000 + random.below(3) as u32).to_le_bytes());
+        packet.extend((random.below(3) as u32).to_le_bytes());
+        let len = random.below(100) as u32;
+        let told = if random.one_in(20) { random.nasty() as u32 } else { len };
+        packet.extend(told.to_le_bytes());
+        packet.extend((random.below(3) as u16).to_le_bytes());
+        packet.extend((random.below(9) as u16).to_le_bytes());
+        packet.extend((random.nasty() as u32).to_le_bytes());
+        packet.extend((random.nasty() as u32).to_le_bytes());
+        packet.extend((random.nasty() as u32).to_le_bytes());
+        packet.extend((0..len).map(|_| random.bits() as u8));
+        packet
+    };
+    Hostile { make, work: work(true), request }.check();
 }
 
 #[test]
