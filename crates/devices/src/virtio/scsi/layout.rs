@@ -98,10 +98,10 @@ impl Address {
     }
 }
 
-/// The address of a unit, as events have it.
+/// The address of a unit, as events have it: in the form of REPORT LUNS, which is all that Linux understands there.
 pub(super) fn address_of(lun: u16) -> [u8; 8] {
     let [high, low] = lun.to_be_bytes();
-    [1, 0, high | 0x40, low, 0, 0, 0, 0]
+    [1, 0, if high > 0 { high | 0x40 } else { 0 }, low, 0, 0, 0, 0]
 }
 
 #[cfg(test)]
@@ -113,6 +113,7 @@ mod tests {
         assert_eq!(Address::parse([1, 0, 0, 5, 0, 0, 0, 0]), Address::Unit(5));
         assert_eq!(Address::parse([1, 0, 0x41, 5, 0, 0, 0, 0]), Address::Unit(0x105));
         assert_eq!(Address::parse(address_of(300)), Address::Unit(300));
+        assert_eq!(address_of(5), [1, 0, 0, 5, 0, 0, 0, 0]);
         assert_eq!(Address::parse([1, 1, 0x40, 0, 0, 0, 0, 0]), Address::Nobody);
         assert_eq!(Address::parse([0xc1, 1, 0, 0, 0, 0, 0, 0]), Address::ReportLuns);
         assert_eq!(Address::parse([0; 8]), Address::Nobody);
