@@ -114,14 +114,40 @@ impl HostBuffers {
         result
     }
 
-    /// Fills the buffers from a stream.
+    /// Fills the buffers from `file` at `offset` if the host's page cache has everything; returns whether it had.
+    ///
+    /// # Errors
+    /// What the kernel says, also that the file system cannot tell. The buffers may be partly filled.
+    pub(super) fn read_cached(&self, file: BorrowedFd<'_>, offset: u64) -> io::Result<bool> {
+        match self.step(file, Direction::ReadCached(offset), &self.pieces) {
+            Ok(moved) => {
+                self.note_written();
+                Ok(moved == self.len)
+            }
+            Err(why) if why.kind() == io::ErrorKind::WouldBlock => Ok(false),
+            Err(why) => Err(why),
+        }
+    }
+
+    /// Fills the buffers with what was received already, and from a stream with the rest; returns how much it took of
+    /// `received`.
     ///
     /// # Errors
     /// What the kernel says, or that the stream ends before. The buffers may be partly filled.
-    pub(super) fn receive_from(&self, stream: BorrowedFd<'_>) -> io::Result<()> {
-        let result = self.transfer(stream, Direction::Receive);
-        self.note_written();
-        result
+    pub(super) fn receive_from(&self, received: &[u8], stream: BorrowedFd<'_>) -> io::Result<usize> {
+        let mut taken = 0;
+        for range in &self.ranges {
+            let here = (range.size as usize).min(received.len() - taken);
+            self.memory.write(range.start.0, &received[taken..taken + here]).map_err(io::Error::other)?;
+            taken += here;
+        }
+        if (taken as u64) < self.len {
+            let rest = self.part(taken as u64, self.len - taken as u64).map_err(io::Error::other)?;
+            let result = rest.transfer(stream, Direction::Receive);
+            rest.note_written();
+            result?;
+        }
+        Ok(taken)
     }
 
     /// Writes the buffers to `file` at `offset`; with `durable`, on to stable storage.
@@ -145,6 +171,7 @@ impl HostBuffers {
             rest = advance(rest, done);
             let next = match direction {
                 Direction::Read(offset) => Direction::Read(offset.saturating_add(total)),
+                Direction::ReadCached(offset) => Direction::ReadCached(offset.saturating_add(total)),
                 Direction::Write(offset, durable) => Direction::Write(offset.saturating_add(total), durable),
                 Direction::Receive => Direction::Receive,
             };

@@ -13,7 +13,7 @@ use super::options::{BlockOptions, Format};
 use super::pool::Pool;
 use super::qcow2::Qcow2Image;
 use super::raw::RawImage;
-use super::request::{Command, Engine, Request, Trouble, Work};
+use super::request::{Command, Engine, Owner, Request, Settled, Work};
 use super::ring::Ring;
 use super::throttle::Throttle;
 use super::watch::Watch;
@@ -26,7 +26,7 @@ pub struct Disk {
     shared: Arc<Shared>,
     memory: GuestMemory,
     engine: Arc<dyn Engine>,
-    trouble: Arc<Trouble>,
+    owner: Arc<Owner>,
     /// Looks whether the host made the image larger; absent where that cannot be seen.
     _watch: Option<Watch>,
 }
@@ -101,7 +101,7 @@ impl Disk {
             true => Arc::new(Throttle::start(engine, options.limits, name).map_err(thread)?),
             false => engine,
         };
-        Ok(Self { shared, memory, engine, trouble: Trouble::new(path), _watch: watch })
+        Ok(Self { shared, memory, engine, owner: Owner::new(path), _watch: watch })
     }
 
     /// A disk on any image; `path` is what messages call it.
@@ -111,7 +111,7 @@ impl Disk {
     pub fn with_image(image: Arc<dyn Image>, memory: GuestMemory, name: &str, path: String) -> io::Result<Self> {
         let shared = Shared::new(image.geometry());
         let engine = Arc::new(Pool::start(image, name)?);
-        Ok(Self { shared, memory, engine, trouble: Trouble::new(path), _watch: None })
+        Ok(Self { shared, memory, engine, owner: Owner::new(path), _watch: None })
     }
 
     /// Size and abilities; the size may change, see [`on_resize`](Self::on_resize).
@@ -122,6 +122,13 @@ impl Disk {
     /// Has `tell` called, on some thread, whenever the size of the disk has changed.
     pub fn on_resize(&self, tell: Resized) {
         *self.shared.resized.lock().unwrap_or_else(PoisonError::into_inner) = Some(tell);
+    }
+
+    /// Has `tell` called after the ends of some requests have been told (by [`Request::done`]), on the same thread, when it
+    /// has no more to tell for now: so a device can give many requests back to its driver at a time. Set it before the
+    /// first request, once.
+    pub fn on_settled(&self, tell: Settled) {
+        self.owner.on_settled(tell);
     }
 
     /// Queues a request and returns at once.
@@ -136,8 +143,8 @@ impl Disk {
         self.engine.defer(Box::new(call));
     }
 
-    /// Does a request on the calling thread where that saves a switch to another. For use by deferred calls, whose
-    /// thread is there to wait for the host; never on a vCPU thread.
+    /// Queues a request, without waking another thread where this one will come to it. For use by deferred calls, as the
+    /// last of what they submit.
     pub fn perform(&self, request: Request) {
         if let Some(work) = self.check(request) {
             self.engine.perform(work);
@@ -157,13 +164,15 @@ impl Disk {
     /// The work of a request, unless it is over already: senseless or empty.
     fn check(&self, request: Request) -> Option<Work> {
         match Command::check(request.operation, &self.memory, &self.geometry()) {
-            Ok(Some(command)) => Some(Work { command, done: request.done, trouble: self.trouble.clone() }),
+            Ok(Some(command)) => Some(Work { command, done: request.done, owner: self.owner.clone() }),
             Ok(None) => {
                 (request.done)(Ok(()));
+                self.owner.settle();
                 None
             }
             Err(why) => {
                 (request.done)(Err(why));
+                self.owner.settle();
                 None
             }
         }

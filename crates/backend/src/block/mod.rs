@@ -41,7 +41,7 @@ pub use disk::Disk;
 pub use image::{Geometry, Image};
 pub use nbd::NbdUri;
 pub use options::{BlockOptions, Format, SectorSize};
-pub use request::{Done, IoError, Operation, Request};
+pub use request::{Done, IoError, Operation, Request, Settled};
 pub use throttle::Limits;
 
 use std::io;

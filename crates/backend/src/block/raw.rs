@@ -57,9 +57,14 @@ impl RawImage {
         &self.file
     }
 
+    /// Whether data comes from the host's page cache, and goes there first.
+    pub(super) fn uses_cache(&self) -> bool {
+        self.cached.is_none()
+    }
+
     /// Whether a write ends in the host's page cache, which takes no time to speak of.
     pub(super) fn writes_to_cache(&self) -> bool {
-        self.cached.is_none() && !self.sync
+        self.uses_cache() && !self.sync
     }
 
     /// Runs a transfer; with `nocache`, one that is not aligned as direct I/O demands goes through the page cache. The

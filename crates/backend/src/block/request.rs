@@ -1,8 +1,8 @@
 //! Requests: what a disk is asked to do, checked, and how the asker hears of the end.
 
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use memory::{GuestMemory, MemoryError};
 use platform::GuestRange;
@@ -88,18 +88,35 @@ pub struct Request {
     pub done: Done,
 }
 
-/// Reports the first error of a disk to the user.
-pub(super) struct Trouble {
+/// Called by whoever has told of the ends of some requests, when there are no more to tell for now.
+pub type Settled = Box<dyn Fn() + Send + Sync>;
+
+/// Whose requests they are: a disk, as far as those who do the requests know it.
+pub(super) struct Owner {
     /// What messages call the disk.
     path: String,
     warned: AtomicBool,
+    settled: OnceLock<Settled>,
 }
 
-impl Trouble {
+impl Owner {
     pub(super) fn new(path: String) -> Arc<Self> {
-        Arc::new(Self { path, warned: AtomicBool::new(false) })
+        Arc::new(Self { path, warned: AtomicBool::new(false), settled: OnceLock::new() })
     }
 
+    /// Has `tell` called when the ends of some requests have been told. It can be set once.
+    pub(super) fn on_settled(&self, tell: Settled) {
+        // Whoever set it first keeps it.
+        let _ = self.settled.set(tell);
+    }
+
+    pub(super) fn settle(&self) {
+        if let Some(tell) = self.settled.get() {
+            tell();
+        }
+    }
+
+    /// Reports the first error to the user.
     fn report(&self, what: &Command, why: &io::Error) {
         if !self.warned.swap(true, Ordering::Relaxed) {
             log::warn!("{}: {what} failed: {why} (the guest gets an error; further cases are not reported)", self.path);
@@ -161,6 +178,11 @@ impl Command {
         }
     }
 
+    /// Whether it moves data, which the host may do without waiting for anything.
+    pub(super) fn is_transfer(&self) -> bool {
+        matches!(self, Self::Read { .. } | Self::Write { fua: false, .. })
+    }
+
     /// Bytes of data that it moves.
     pub(super) fn bytes(&self) -> u64 {
         match self {
@@ -186,21 +208,80 @@ impl std::fmt::Display for Command {
 pub(super) struct Work {
     pub(super) command: Command,
     pub(super) done: Done,
-    pub(super) trouble: Arc<Trouble>,
+    pub(super) owner: Arc<Owner>,
 }
 
 impl Work {
-    /// Tells that it is over.
+    /// Tells that it is over, and that there is nothing more to tell. See [`Batch`] for more than one.
     pub(super) fn finish(self, result: io::Result<()>) {
+        self.tell(result).settle();
+    }
+
+    fn tell(self, result: io::Result<()>) -> Arc<Owner> {
         if let Err(why) = &result {
-            self.trouble.report(&self.command, why);
+            self.owner.report(&self.command, why);
         }
         (self.done)(result.map_err(IoError::Host));
+        self.owner
     }
 
     /// Tells that it will not be done.
     pub(super) fn cancel(self) {
         (self.done)(Err(IoError::Cancelled));
+        self.owner.settle();
+    }
+
+    /// Whether copying its data takes so long that another thread should do that meanwhile.
+    pub(super) fn is_large(&self) -> bool {
+        self.command.bytes() >= LARGE
+    }
+}
+
+/// Bytes from which a request counts as large.
+const LARGE: u64 = 128 << 10;
+
+/// The ends of requests of one disk that a thread tells one after the other, so that the disk's owner can deal with them
+/// together. Whoever has one settles it before anything that may take long.
+#[derive(Default)]
+pub(super) struct Batch {
+    owner: Option<Arc<Owner>>,
+    count: u32,
+    bytes: u64,
+}
+
+impl Batch {
+    /// More than this is not held back.
+    const MAX_COUNT: u32 = 32;
+    const MAX_BYTES: u64 = 2 * LARGE;
+
+    /// Whether there is nothing to settle.
+    pub(super) fn is_empty(&self) -> bool {
+        self.owner.is_none()
+    }
+
+    /// Tells that a request is over.
+    pub(super) fn end(&mut self, work: Work, result: io::Result<()>) {
+        self.count += 1;
+        self.bytes += work.command.bytes();
+        self.owner = Some(work.tell(result));
+        if self.count >= Self::MAX_COUNT || self.bytes >= Self::MAX_BYTES {
+            self.settle();
+        }
+    }
+
+    /// Tells that there is nothing more to tell for now.
+    pub(super) fn settle(&mut self) {
+        if let Some(owner) = std::mem::take(self).owner.take() {
+            owner.settle();
+        }
+    }
+}
+
+impl Drop for Batch {
+    fn drop(&mut self) {
+        if let Some(owner) = self.owner.take() {
+            owner.settle();
+        }
     }
 }
 
@@ -211,6 +292,13 @@ pub(super) type Call = Box<dyn FnOnce() + Send>;
 pub(super) enum Job {
     Work(Work),
     Call(Call),
+}
+
+impl Job {
+    /// Whether it is work that moves much data.
+    pub(super) fn is_large(&self) -> bool {
+        matches!(self, Self::Work(work) if work.is_large())
+    }
 }
 
 /// Takes the work out of a queue, leaving the calls.
@@ -236,7 +324,7 @@ pub(super) trait Engine: Send + Sync {
     /// Has `call` run on a thread of the engine.
     fn defer(&self, call: Call);
 
-    /// Does work, on the calling thread if that suits the engine. For deferred calls.
+    /// Queues work for the calling thread, which is one of the engine's, unless another is free. For deferred calls.
     fn perform(&self, work: Work) {
         self.submit(work);
     }

@@ -1,5 +1,6 @@
 //! The engine for raw images where the kernel has io_uring: one thread that makes requests and takes their results,
-//! many with one system call. What the ring cannot do well goes to a few ordinary threads.
+//! many with one system call. What the host's page cache has or takes is copied at once; where that is much it is done by
+//! a few ordinary threads, several at a time, and so is what the ring cannot do well.
 #![allow(unsafe_code)]
 
 use std::collections::VecDeque;
@@ -14,7 +15,7 @@ use rustix::event::{EventfdFlags, eventfd};
 
 use super::pool::Pool;
 use super::raw::RawImage;
-use super::request::{Call, Command, Engine, Job, Work, take_work};
+use super::request::{Batch, Call, Command, Engine, Job, Work, take_work};
 use super::sys::MAX_PIECES;
 
 /// Entries of the ring, and requests in the kernel at a time.
@@ -36,7 +37,9 @@ struct Shared {
     image: Arc<RawImage>,
     inbox: Mutex<Inbox>,
     idle: Condvar,
-    /// An eventfd that ends the thread's sleep.
+    /// Ends the thread's rest while the kernel has no request of it.
+    work: Condvar,
+    /// An eventfd that ends its sleep in the kernel otherwise.
     wake: OwnedFd,
     /// For what the ring cannot do.
     pool: Pool,
@@ -47,9 +50,31 @@ struct Inbox {
     jobs: VecDeque<Job>,
     /// The thread has jobs in hand or in the kernel.
     active: bool,
-    /// The thread sleeps in the kernel, or is about to.
-    sleeping: bool,
+    /// How to wake the thread.
+    rest: Rest,
     stop: bool,
+}
+
+/// What the thread does, or is about to do.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+enum Rest {
+    /// It will look at the inbox before it rests.
+    #[default]
+    Awake,
+    /// It waits for the condition variable.
+    Idle,
+    /// It waits in the kernel for results.
+    Kernel,
+}
+
+/// What the thread does next.
+enum Step {
+    /// Hand the kernel what was queued, and wait for so many results.
+    Enter(usize),
+    /// Look at the inbox, after a rest.
+    Look,
+    /// End.
+    End,
 }
 
 impl Ring {
@@ -64,6 +89,7 @@ impl Ring {
             image,
             inbox: Mutex::default(),
             idle: Condvar::new(),
+            work: Condvar::new(),
             wake: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
         });
         let theirs = shared.clone();
@@ -102,6 +128,7 @@ impl Drop for Ring {
         let jobs = std::mem::take(&mut inbox.jobs);
         drop(inbox);
         drop(jobs);
+        self.shared.work.notify_one();
         self.shared.wake_up();
         if let Some(thread) = self.thread.take()
             && thread.thread().id() != thread::current().id()
@@ -123,10 +150,12 @@ impl Shared {
             return;
         }
         inbox.jobs.push_back(job);
-        let asleep = std::mem::take(&mut inbox.sleeping);
+        let rest = std::mem::take(&mut inbox.rest);
         drop(inbox);
-        if asleep {
-            self.wake_up();
+        match rest {
+            Rest::Awake => {}
+            Rest::Idle => self.work.notify_one(),
+            Rest::Kernel => self.wake_up(),
         }
     }
 
@@ -149,11 +178,15 @@ struct Driver {
     /// The request for wake-ups is in the kernel.
     armed: bool,
     slow_writes: u32,
+    /// The file system can say whether the page cache has what is to be read.
+    reads_cached: bool,
+    batch: Batch,
 }
 
 impl Driver {
     fn new(ring: IoUring, shared: Arc<Shared>) -> Self {
         let count = ENTRIES as usize - 1;
+        let reads_cached = shared.image.uses_cache();
         Self {
             ring,
             shared,
@@ -163,6 +196,8 @@ impl Driver {
             backlog: VecDeque::new(),
             armed: false,
             slow_writes: 0,
+            reads_cached,
+            batch: Batch::default(),
         }
     }
 
@@ -180,11 +215,14 @@ impl Driver {
                     Job::Work(work) => self.begin(work),
                 }
             }
+            self.batch.settle();
             match self.decide() {
-                Some(wait) => self.enter(wait),
-                None => return,
+                Step::Enter(wait) => self.enter(wait),
+                Step::Look => continue,
+                Step::End => return,
             }
             self.reap();
+            self.batch.settle();
         }
     }
 
@@ -196,27 +234,34 @@ impl Driver {
         jobs
     }
 
-    /// For how many results to wait in the kernel; `None`: the thread shall end.
-    fn decide(&mut self) -> Option<usize> {
+    /// Finds out what to do next, and rests if that is nothing.
+    fn decide(&mut self) -> Step {
         let mut inbox = self.shared.inbox();
         if inbox.stop && self.in_flight == 0 {
-            return None;
+            return Step::End;
         }
         if !inbox.jobs.is_empty() || (!self.backlog.is_empty() && !self.free.is_empty()) {
-            return Some(0);
+            return Step::Enter(0);
         }
-        inbox.active = self.in_flight > 0 || !self.backlog.is_empty();
-        if !inbox.active {
+        if self.in_flight == 0 && self.backlog.is_empty() {
+            inbox.active = false;
             self.shared.idle.notify_all();
+            while inbox.jobs.is_empty() && !inbox.stop {
+                // Each time: who woke it may have taken the job back.
+                inbox.rest = Rest::Idle;
+                inbox = self.shared.work.wait(inbox).unwrap_or_else(PoisonError::into_inner);
+            }
+            inbox.rest = Rest::Awake;
+            return Step::Look;
         }
-        inbox.sleeping = true;
+        inbox.rest = Rest::Kernel;
         drop(inbox);
         if !self.armed {
             let poll = opcode::PollAdd::new(types::Fd(self.shared.wake.as_raw_fd()), libc::POLLIN as u32);
             self.armed = true;
             self.push(poll.build().user_data(WAKE));
         }
-        Some(1)
+        Step::Enter(1)
     }
 
     /// Hands the kernel what was queued, and waits for `wait` results.
@@ -230,7 +275,7 @@ impl Driver {
             Err(_) => thread::yield_now(),
         }
         if wait > 0 {
-            self.shared.inbox().sleeping = false;
+            self.shared.inbox().rest = Rest::Awake;
         }
     }
 
@@ -247,31 +292,59 @@ impl Driver {
 
     /// Starts a request, or does it if that is quick.
     fn begin(&mut self, work: Work) {
+        let Some(work) = self.try_cache(work) else { return };
+        let suits = match &work.command {
+            Command::Read { .. } | Command::Write { fua: false, .. }
+                if work.is_large() && self.shared.image.uses_cache() =>
+            {
+                false
+            }
+            Command::Read { to: buffers, .. } | Command::Write { from: buffers, .. } => {
+                buffers.pieces().len() <= MAX_PIECES
+            }
+            Command::Flush => true,
+            Command::Discard { .. } | Command::WriteZeroes { .. } => false,
+        };
+        self.slow_writes = self.slow_writes.saturating_sub(1);
+        let Some(slot) = self.free.pop_if(|_| suits) else {
+            return self.shared.pool.submit(work);
+        };
+        let entry = entry(&self.shared.image, &work.command).user_data(slot as u64);
+        self.slots[slot] = Some(work);
+        self.in_flight += 1;
+        self.push(entry);
+    }
+
+    /// Copies from or to the host's page cache if that is all there is to do; returns the work otherwise.
+    fn try_cache(&mut self, work: Work) -> Option<Work> {
         let image = &self.shared.image;
-        let entry = match &work.command {
+        if work.is_large() {
+            return Some(work);
+        }
+        let result = match &work.command {
             Command::Write { offset, from, fua: false } if self.slow_writes == 0 && image.writes_to_cache() => {
                 let start = Instant::now();
                 let result = from.write_to(image.file().as_fd(), *offset, false);
                 if start.elapsed() > SLOW_WRITE {
                     self.slow_writes = SLOW_WRITES;
                 }
-                return work.finish(result);
+                result
             }
-            Command::Discard { .. } | Command::WriteZeroes { .. } => None,
-            Command::Read { to: buffers, .. } | Command::Write { from: buffers, .. }
-                if buffers.pieces().len() > MAX_PIECES =>
-            {
-                None
+            Command::Read { offset, to } if self.reads_cached => {
+                match to.read_cached(image.file().as_fd(), *offset) {
+                    Ok(true) => Ok(()),
+                    Ok(false) => return Some(work),
+                    Err(_) => {
+                        // Not this file system; or an error that will come again.
+                        self.reads_cached = false;
+                        return Some(work);
+                    }
+                }
             }
-            command => Some(entry(image, command)),
+            _ => return Some(work),
         };
-        self.slow_writes = self.slow_writes.saturating_sub(1);
-        let Some((entry, slot)) = entry.and_then(|entry| Some((entry, self.free.pop()?))) else {
-            return self.shared.pool.submit(work);
-        };
-        self.slots[slot] = Some(work);
-        self.in_flight += 1;
-        self.push(entry.user_data(slot as u64));
+        self.batch.end(work, result);
+        None
     }
 
     /// Takes the results there are.
@@ -300,11 +373,11 @@ impl Driver {
             to.note_written();
         }
         match u64::try_from(result) {
-            Ok(moved) if moved == work.command.bytes() => work.finish(Ok(())),
+            Ok(moved) if moved == work.command.bytes() => self.batch.end(work, Ok(())),
             // Less than all, alignment that direct I/O refuses, a signal: an ordinary thread does it properly.
             Ok(_) => self.shared.pool.submit(work),
             Err(_) if [libc::EINVAL, libc::EINTR, libc::EAGAIN].contains(&-result) => self.shared.pool.submit(work),
-            Err(_) => work.finish(Err(io::Error::from_raw_os_error(-result))),
+            Err(_) => self.batch.end(work, Err(io::Error::from_raw_os_error(-result))),
         }
     }
 }

@@ -15,6 +15,8 @@ pub(super) const MAX_PIECES: usize = 1024;
 pub(super) enum Direction {
     /// From an offset of the file.
     Read(u64),
+    /// The same, if that is only a matter of copying: `WouldBlock` otherwise.
+    ReadCached(u64),
     /// To an offset of the file; `true`: and on to stable storage.
     Write(u64, bool),
     /// From a stream.
@@ -33,6 +35,7 @@ pub(super) unsafe fn transfer(file: BorrowedFd<'_>, direction: Direction, pieces
     let moved = unsafe {
         match direction {
             Direction::Read(offset) => libc::preadv(fd, start, count, at(offset)?),
+            Direction::ReadCached(offset) => libc::preadv2(fd, start, count, at(offset)?, libc::RWF_NOWAIT),
             Direction::Write(offset, false) => libc::pwritev(fd, start, count, at(offset)?),
             Direction::Write(offset, true) => libc::pwritev2(fd, start, count, at(offset)?, libc::RWF_DSYNC),
             Direction::Receive => libc::readv(fd, start, count),

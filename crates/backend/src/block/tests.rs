@@ -198,7 +198,7 @@ fn every_way_of_writing_reaches_the_file() {
 #[test]
 fn a_ring_reads_many_requests_in_any_order() {
     let b = Bench::new();
-    let options = b.image(8 << 20);
+    let options = BlockOptions { lock: false, ..b.image(8 << 20) };
     let pattern: Vec<u8> = (0..8u32 << 20).map(|at| (at / 4096 % 251) as u8 ^ at as u8).collect();
     fs::write(&options.path, &pattern).unwrap();
     for ring in [true, false] {
@@ -412,16 +412,68 @@ fn deferred_calls_run_on_the_disks_threads_and_may_own_the_disk() {
     let (disk, ..) = slow(1);
     let disk = Arc::new(disk);
     let (tell, told) = mpsc::channel();
-    let theirs = disk.clone();
+    let (theirs, tell_end) = (disk.clone(), tell.clone());
     disk.defer(move || {
-        let tell_too = tell.clone();
-        let done = Box::new(move |result: Result<(), IoError>| tell_too.send(result.is_ok().to_string()).unwrap());
+        let name = || std::thread::current().name().unwrap_or_default().to_owned();
+        let (before, here) = (tell.clone(), name());
+        let done = Box::new(move |result: Result<(), IoError>| {
+            result.unwrap();
+            tell.send(name()).unwrap();
+        });
         theirs.perform(Request { operation: read(0, &[(0, 512)]), done });
-        tell.send(std::thread::current().name().unwrap_or_default().to_owned()).unwrap();
+        before.send(here).unwrap();
+    });
+    for _ in 0..2 {
+        assert!(told.recv_timeout(PATIENCE).unwrap().starts_with("blk-0:0-"));
+    }
+    let theirs = disk.clone();
+    let (go, gone) = mpsc::channel::<()>();
+    disk.defer(move || {
+        // It holds the last reference when the other one is gone.
+        assert!(gone.recv().is_err());
+        drop((theirs, tell_end));
     });
     drop(disk);
-    assert_eq!(told.recv_timeout(PATIENCE).unwrap(), "true");
-    assert!(told.recv_timeout(PATIENCE).unwrap().starts_with("blk-0:0-"));
-    // The channel closes when the call, and with it the disk, is gone.
-    assert!(told.recv_timeout(PATIENCE).is_err());
+    drop(go);
+    assert!(told.recv_timeout(PATIENCE).is_err(), "the channel closes with the call");
+}
+
+#[test]
+fn a_call_that_hangs_does_not_hold_up_the_others() {
+    let (disk, barrier, reads) = slow(2);
+    let first = submit(&disk, read(0, &[(0, 512)]));
+    while reads.load(Ordering::SeqCst) < 1 {
+        std::thread::yield_now();
+    }
+    // Behind it there is one that fails at once; the first goes on when that has been told.
+    let second = submit(&disk, write(0, &[(0, 512)]));
+    assert!(second.recv_timeout(PATIENCE).unwrap().is_err());
+    assert!(first.try_recv().is_err());
+    barrier.wait();
+    first.recv_timeout(PATIENCE).unwrap().unwrap();
+}
+
+#[test]
+fn ends_are_settled_after_they_are_told() {
+    let b = Bench::new();
+    let options = BlockOptions { lock: false, ..b.image(1 << 20) };
+    let open = |ring| b.open(&BlockOptions { ring, ..options.clone() }).unwrap();
+    for disk in [slow(1).0, open(true), open(false)] {
+        let (told, settled) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        let (tell, settle) = (told.clone(), settled.clone());
+        disk.on_settled(Box::new(move || {
+            settle.fetch_max(tell.load(Ordering::SeqCst), Ordering::SeqCst);
+        }));
+        for n in 0..200 {
+            let told = told.clone();
+            let len = if n % 50 == 0 { 256 << 10 } else { 512 };
+            let done = Box::new(move |_| {
+                told.fetch_add(1, Ordering::SeqCst);
+            });
+            let operation = if n % 3 == 0 { read(0, &[(0, len)]) } else { write(0, &[(0, len)]) };
+            disk.submit(Request { operation, done });
+        }
+        disk.wait_idle();
+        assert_eq!((told.load(Ordering::SeqCst), settled.load(Ordering::SeqCst)), (200, 200));
+    }
 }

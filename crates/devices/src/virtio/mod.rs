@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`queue`], [`chain`] | the split virtqueue, and the validation of what a guest puts on it |
 //! | [`buffers`] | scatter lists of guest memory, and copies in and out of them |
+//! | `completions` | requests that are done, given back many at a time |
 //! | [`context`] | what a device works with: its queues, the negotiated features, interrupts |
 //! | [`transport`] | the registers in the PCI function's BARs, legacy and modern |
 //! | `vhost` | queues that another process serves |
@@ -23,6 +24,7 @@ pub mod balloon;
 pub mod blk;
 pub mod buffers;
 pub mod chain;
+mod completions;
 pub mod console;
 pub mod context;
 pub mod fs;

@@ -1,7 +1,8 @@
 //! The client: an engine whose thread sends requests, while another receives replies and reconnects.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::io;
+use std::io::{self, BufRead, BufReader};
+use std::os::fd::AsFd;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -9,16 +10,21 @@ use std::time::{Duration, Instant};
 use super::journal::Journal;
 use super::parts::{End, Next, Part, split};
 use super::uri::NbdUri;
-use super::wire::{self, Export, FUA, Header, Kind, Stream, flag};
+use super::wire::{self, Export, FUA, Header, Kind, Outgoing, Stream, flag};
 use crate::block::BlockError;
 use crate::block::disk::Shared;
 use crate::block::image::Geometry;
 use crate::block::options::{BlockOptions, SectorSize};
-use crate::block::request::{Call, Engine, Work};
+use crate::block::request::{Batch, Call, Engine, Work};
 
 /// Requests under way at a time, and bytes of their data.
 const MAX_SENT: usize = 128;
 const MAX_BYTES: usize = 16 << 20;
+/// Requests sent with one system call, and the bytes of data after which no more are added.
+const MAX_TOGETHER: usize = 32;
+const MAX_TOGETHER_BYTES: usize = 256 << 10;
+/// Bytes of replies that are received with one system call.
+const REPLIES: usize = 64 << 10;
 
 /// Pause before the first attempt to reconnect, and the longest between later ones.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
@@ -41,6 +47,9 @@ struct Client {
     sync: bool,
     reconnect: Duration,
     state: Mutex<State>,
+    /// The sending thread waits for this one.
+    to_send: Condvar,
+    /// Everybody else for this one.
     changed: Condvar,
 }
 
@@ -49,6 +58,10 @@ struct State {
     calls: VecDeque<Call>,
     /// A call is running.
     calling: bool,
+    /// The sending thread waits.
+    sender_waits: bool,
+    /// How many others do.
+    watchers: usize,
     /// Parts to be sent, in this order.
     waiting: VecDeque<Part>,
     /// Parts that were sent on this connection, by handle.
@@ -86,6 +99,7 @@ impl NbdClient {
             sync: options.sync,
             reconnect: options.reconnect,
             state: Mutex::new(State { connection: Some(stream.clone()), ..State::default() }),
+            to_send: Condvar::new(),
             changed: Condvar::new(),
         });
         let mut this = Self { client: client.clone(), threads: Vec::new() };
@@ -125,13 +139,13 @@ impl Engine for NbdClient {
         let parts = split(work, &self.client.export, self.client.sync);
         let mut state = self.client.state();
         state.waiting.extend(parts);
-        drop(state);
-        self.client.changed.notify_all();
+        self.client.tell(state);
     }
 
     fn defer(&self, call: Call) {
-        self.client.state().calls.push_back(call);
-        self.client.changed.notify_all();
+        let mut state = self.client.state();
+        state.calls.push_back(call);
+        self.client.tell(state);
     }
 
     fn cancel_queued(&self) {
@@ -165,9 +179,8 @@ impl Drop for NbdClient {
         let forgotten = (std::mem::take(&mut state.calls), std::mem::take(&mut state.waiting));
         // A thread that is trying to reconnect may take its time, and touches nothing any more.
         let connected = state.connection.is_some();
-        drop(state);
+        self.client.tell(state);
         drop(forgotten);
-        self.client.changed.notify_all();
         let threads = self.threads.drain(..).filter(|thread| thread.thread().id() != thread::current().id());
         for thread in threads.take(if connected { 2 } else { 1 }) {
             // A panic of the thread has been reported by the panic hook; there is nothing to add.
@@ -181,17 +194,33 @@ impl Client {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Wakes those who wait for a change of the state.
+    fn tell(&self, mut state: MutexGuard<'_, State>) {
+        let (sender, others) = (std::mem::take(&mut state.sender_waits), state.watchers > 0);
+        drop(state);
+        if sender {
+            self.to_send.notify_one();
+        }
+        if others {
+            self.changed.notify_all();
+        }
+    }
+
     /// Waits while `condition` holds, for `time` at most.
     fn wait<'a>(
         &self,
-        state: MutexGuard<'a, State>,
+        mut state: MutexGuard<'a, State>,
         time: Duration,
         condition: impl FnMut(&mut State) -> bool,
     ) -> MutexGuard<'a, State> {
-        if time == Duration::MAX {
-            return self.changed.wait_while(state, condition).unwrap_or_else(PoisonError::into_inner);
-        }
-        self.changed.wait_timeout_while(state, time, condition).unwrap_or_else(PoisonError::into_inner).0
+        state.watchers += 1;
+        let mut state = if time == Duration::MAX {
+            self.changed.wait_while(state, condition).unwrap_or_else(PoisonError::into_inner)
+        } else {
+            self.changed.wait_timeout_while(state, time, condition).unwrap_or_else(PoisonError::into_inner).0
+        };
+        state.watchers -= 1;
+        state
     }
 
     /// The life of the sending thread.
@@ -202,9 +231,9 @@ impl Client {
                 let parts = std::mem::take(&mut state.waiting);
                 drop(state);
                 self.end_all(parts, &|| End::Failed(io::Error::from_raw_os_error(libc::ETIMEDOUT)));
-            } else if let Some((stream, handle, header, payload)) = self.next(&mut state) {
+            } else if let Some((stream, requests)) = self.next_few(&mut state) {
                 drop(state);
-                if wire::send(&stream, handle, header, &payload).is_err() {
+                if wire::send_all(&stream, &requests).is_err() {
                     // The other thread sees it too, and reconnects.
                     stream.shut();
                 }
@@ -212,10 +241,14 @@ impl Client {
                 state.calling = true;
                 drop(state);
                 call();
-                self.state().calling = false;
-                self.changed.notify_all();
+                let mut state = self.state();
+                state.calling = false;
+                self.tell(state);
             } else {
-                drop(self.changed.wait(state).unwrap_or_else(PoisonError::into_inner));
+                state.sender_waits = true;
+                state = self.to_send.wait(state).unwrap_or_else(PoisonError::into_inner);
+                state.sender_waits = false;
+                drop(state);
             }
             state = self.state();
         }
@@ -224,14 +257,28 @@ impl Client {
             drop(state);
             let header = Header { kind: Kind::Disconnect, flags: 0, offset: 0, len: 0 };
             // A matter of courtesy.
-            let _ = wire::send(&stream, 0, header, &[]);
+            let _ = wire::send(&stream, 0, header, Arc::default());
             stream.shut();
         }
     }
 
-    /// The next part that may be sent now.
-    fn next(&self, state: &mut State) -> Option<Sending> {
+    /// The next parts that may be sent now, with the connection to send them on.
+    fn next_few(&self, state: &mut State) -> Option<(Arc<Stream>, Vec<Outgoing>)> {
         let stream = state.connection.clone()?;
+        let mut requests = Vec::new();
+        let mut bytes = 0;
+        while requests.len() < MAX_TOGETHER
+            && bytes < MAX_TOGETHER_BYTES
+            && let Some(next) = self.next(state)
+        {
+            bytes += next.payload.len();
+            requests.push(next);
+        }
+        (!requests.is_empty()).then_some((stream, requests))
+    }
+
+    /// The next part that may be sent now; it counts as sent.
+    fn next(&self, state: &mut State) -> Option<Outgoing> {
         let header = state.waiting.front()?.header;
         let changes = matches!(header.kind, Kind::Write | Kind::WriteZeroes | Kind::Trim);
         let bytes = data_bytes(&header);
@@ -250,7 +297,7 @@ impl Client {
         state.next_handle += 1;
         state.sent_bytes += bytes;
         state.sent.insert(handle, part);
-        Some((stream, handle, header, payload))
+        Some(Outgoing { handle, header, payload })
     }
 
     /// The life of the receiving thread.
@@ -266,8 +313,7 @@ impl Client {
             }
             state.sent_bytes = 0;
             let stop = state.stop;
-            drop(state);
-            self.changed.notify_all();
+            self.tell(state);
             if stop {
                 return;
             }
@@ -281,15 +327,21 @@ impl Client {
 
     /// Takes replies until the connection ends; returns why it did.
     fn receive_from(&self, stream: &Stream) -> io::Error {
+        let mut replies = BufReader::with_capacity(REPLIES, stream);
+        let mut batch = Batch::default();
         loop {
-            if let Err(why) = self.receive_one(stream) {
+            if replies.buffer().len() < wire::REPLY_LEN {
+                // The next one may be long in coming.
+                batch.settle();
+            }
+            if let Err(why) = self.receive_one(stream, &mut replies, &mut batch) {
                 return why;
             }
         }
     }
 
-    fn receive_one(&self, stream: &Stream) -> io::Result<()> {
-        let (handle, verdict) = wire::receive(stream)?;
+    fn receive_one(&self, stream: &Stream, replies: &mut BufReader<&Stream>, batch: &mut Batch) -> io::Result<()> {
+        let (handle, verdict) = wire::receive(&mut *replies)?;
         let buffers = match self.state().sent.get(&handle) {
             Some(part) => part.buffers.clone().filter(|_| part.header.kind == Kind::Read),
             None => return Err(io::Error::new(io::ErrorKind::InvalidData, "a reply to no request")),
@@ -300,16 +352,19 @@ impl Client {
             return Err(io::Error::new(io::ErrorKind::ConnectionAborted, "the server is shutting down"));
         }
         if let (Some(buffers), Ok(())) = (buffers, &verdict) {
-            use std::os::fd::AsFd;
-            buffers.receive_from(stream.as_fd())?;
+            let taken = buffers.receive_from(replies.buffer(), stream.as_fd())?;
+            replies.consume(taken);
         }
         let mut state = self.state();
         let Some(part) = state.sent.remove(&handle) else { return Ok(()) };
         state.sent_bytes = state.sent_bytes.saturating_sub(data_bytes(&part.header));
         let how = self.note(&mut state, &part, verdict);
         drop(state);
-        self.end(part, how);
-        self.changed.notify_all();
+        self.end(part, how, batch);
+        let state = self.state();
+        if !state.waiting.is_empty() || state.watchers > 0 {
+            self.tell(state);
+        }
         Ok(())
     }
 
@@ -348,22 +403,25 @@ impl Client {
     }
 
     /// Ends a part, with what follows from that.
-    fn end(&self, part: Part, how: End) {
+    fn end(&self, part: Part, how: End, batch: &mut Batch) {
         match part.group.map(|group| group.end(how)) {
-            Some(Next::Tell(tell)) => tell(),
+            Some(Next::Over(work, result)) => batch.end(work, result),
+            Some(Next::Cancelled(work)) => work.cancel(),
             Some(Next::Send(part)) => self.state().waiting.push_front(part),
             Some(Next::Wait) | None => {}
         }
     }
 
     fn end_all(&self, parts: VecDeque<Part>, how: &dyn Fn() -> End) {
+        let mut batch = Batch::default();
         for part in parts {
             if part.group.is_none() {
                 self.state().flushing = false;
             }
-            self.end(part, how());
+            self.end(part, how(), &mut batch);
         }
-        self.changed.notify_all();
+        batch.settle();
+        self.tell(self.state());
     }
 
     fn cancel_waiting(&self) {
@@ -392,8 +450,7 @@ impl Client {
                         let seconds = self.reconnect.as_secs();
                         log::warn!("{}: away for {seconds} s ({why}): the guest gets errors", self.uri.text);
                     }
-                    drop(state);
-                    self.changed.notify_all();
+                    self.tell(state);
                 }
                 Err(_) => {}
             }
@@ -419,15 +476,11 @@ impl Client {
         let stream = Arc::new(stream);
         state.connection = Some(stream.clone());
         state.given_up = false;
-        drop(state);
-        self.changed.notify_all();
+        self.tell(state);
         self.disk.set_size(export.size - export.size % u64::from(self.disk.logical()));
         Ok(stream)
     }
 }
-
-/// What a request needs to be sent: connection, handle, header, data.
-type Sending = (Arc<Stream>, u64, Header, Arc<Vec<u8>>);
 
 /// Bytes of data that a request moves.
 fn data_bytes(header: &Header) -> usize {
@@ -438,7 +491,7 @@ fn data_bytes(header: &Header) -> usize {
 fn replay(stream: &Stream, journal: &Journal) -> io::Result<()> {
     stream.set_timeout(Some(Duration::from_secs(30)))?;
     for entry in journal.entries() {
-        wire::send(stream, 0, entry.header, &entry.payload)?;
+        wire::send(stream, 0, entry.header, entry.payload.clone())?;
         let (_, verdict) = wire::receive(stream)?;
         verdict?;
     }

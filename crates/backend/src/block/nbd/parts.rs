@@ -49,7 +49,9 @@ pub(super) enum Next {
     /// This part remains to be sent.
     Send(Part),
     /// All is over; to be told outside any lock.
-    Tell(Box<dyn FnOnce() + Send>),
+    Over(Work, io::Result<()>),
+    /// It was cancelled; to be told outside any lock.
+    Cancelled(Work),
 }
 
 impl Part {
@@ -97,8 +99,8 @@ impl Group {
         let (error, cancelled) = (state.error.take(), state.cancelled);
         match state.work.take() {
             None => Next::Wait,
-            Some(work) if cancelled => Next::Tell(Box::new(move || work.cancel())),
-            Some(work) => Next::Tell(Box::new(move || work.finish(error.map_or(Ok(()), Err)))),
+            Some(work) if cancelled => Next::Cancelled(work),
+            Some(work) => Next::Over(work, error.map_or(Ok(()), Err)),
         }
     }
 }

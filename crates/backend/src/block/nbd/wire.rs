@@ -4,6 +4,7 @@ use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpStream, ToSocketAddrs};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::uri::{NbdAddress, NbdUri};
@@ -293,35 +294,55 @@ fn export_name(stream: &Stream, name: &str, no_zeroes: bool) -> io::Result<Expor
     Ok(Export { size, flags, min_block: 1, preferred_block: 4096, max_payload: MAX_PAYLOAD })
 }
 
-/// Sends a request, with its data if it is a write.
-pub(super) fn send(mut stream: &Stream, handle: u64, header: Header, payload: &[u8]) -> io::Result<()> {
-    let mut bytes = [0; 28];
+/// A request to be sent: its handle, and its data if it is a write.
+pub(super) struct Outgoing {
+    pub(super) handle: u64,
+    pub(super) header: Header,
+    pub(super) payload: Arc<Vec<u8>>,
+}
+
+/// Bytes of a request without its data.
+const REQUEST_LEN: usize = 28;
+
+fn request(handle: u64, header: Header) -> [u8; REQUEST_LEN] {
+    let mut bytes = [0; REQUEST_LEN];
     bytes[..4].copy_from_slice(&REQUEST_MAGIC.to_be_bytes());
     bytes[4..6].copy_from_slice(&header.flags.to_be_bytes());
     bytes[6..8].copy_from_slice(&(header.kind as u16).to_be_bytes());
     bytes[8..16].copy_from_slice(&handle.to_be_bytes());
     bytes[16..24].copy_from_slice(&header.offset.to_be_bytes());
     bytes[24..].copy_from_slice(&header.len.to_be_bytes());
-    if payload.is_empty() {
-        return stream.write_all(&bytes);
-    }
-    // One system call for both, in most cases.
-    let sent = loop {
-        match stream.write_vectored(&[io::IoSlice::new(&bytes), io::IoSlice::new(payload)]) {
-            Err(why) if why.kind() == io::ErrorKind::Interrupted => {}
-            other => break other?,
-        }
-    };
-    if sent < bytes.len() {
-        stream.write_all(&bytes[sent..])?;
-        return stream.write_all(payload);
-    }
-    stream.write_all(&payload[sent - bytes.len()..])
+    bytes
 }
 
+/// Sends requests, with one system call in most cases.
+pub(super) fn send_all(mut stream: &Stream, requests: &[Outgoing]) -> io::Result<()> {
+    let headers: Vec<_> = requests.iter().map(|one| request(one.handle, one.header)).collect();
+    let pieces = headers.iter().zip(requests).flat_map(|(header, one)| [&header[..], one.payload.as_slice()]);
+    let mut slices: Vec<_> = pieces.filter(|piece| !piece.is_empty()).map(io::IoSlice::new).collect();
+    let mut rest = slices.as_mut_slice();
+    while !rest.is_empty() {
+        match stream.write_vectored(rest) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(sent) => io::IoSlice::advance_slices(&mut rest, sent),
+            Err(why) if why.kind() == io::ErrorKind::Interrupted => {}
+            Err(why) => return Err(why),
+        }
+    }
+    Ok(())
+}
+
+/// Sends one request.
+pub(super) fn send(stream: &Stream, handle: u64, header: Header, payload: Arc<Vec<u8>>) -> io::Result<()> {
+    send_all(stream, &[Outgoing { handle, header, payload }])
+}
+
+/// Bytes of the header of a reply.
+pub(super) const REPLY_LEN: usize = 16;
+
 /// Receives the header of a simple reply: its handle, and the server's verdict.
-pub(super) fn receive(stream: &Stream) -> io::Result<(u64, io::Result<()>)> {
-    let [m0, m1, m2, m3, e0, e1, e2, e3, h @ ..] = array::<16>(stream)?;
+pub(super) fn receive(stream: impl Read) -> io::Result<(u64, io::Result<()>)> {
+    let [m0, m1, m2, m3, e0, e1, e2, e3, h @ ..] = array::<REPLY_LEN>(stream)?;
     if u32::from_be_bytes([m0, m1, m2, m3]) != REPLY_MAGIC {
         return Err(bad("a reply that is none"));
     }

@@ -1,5 +1,6 @@
 //! The disk behind the transport. A doorbell has one of the disk's threads look at the queue: it hands all requests but
-//! the last to other threads, and does the last itself.
+//! the last to the disk, which may wake other threads for them, and keeps the last for its own thread. What is done is
+//! given back when the disk has no more to tell for now.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
@@ -10,6 +11,7 @@ use platform::{GuestRange, Persist, StateError};
 use super::ID_LEN;
 use super::layout;
 use super::request::{Abilities, Action, Parsed, Status, parse};
+use crate::virtio::completions::Completions;
 use crate::virtio::{Chain, VirtQueue, VirtioContext, VirtioDevice, read_structure};
 
 /// Feature bits (5.2.3).
@@ -27,6 +29,7 @@ mod blk_feature {
 pub(super) struct Blk {
     context: Arc<VirtioContext>,
     disk: Disk,
+    completions: Arc<Completions>,
     id: [u8; ID_LEN],
     /// For each queue, whether a thread is going to look at it.
     scheduled: Vec<AtomicBool>,
@@ -37,8 +40,11 @@ impl Blk {
     pub(super) fn new(context: Arc<VirtioContext>, disk: Disk, id: [u8; ID_LEN], queues: u16) -> Arc<Self> {
         let theirs = context.clone();
         disk.on_resize(Box::new(move || theirs.config_changed()));
+        let completions = Completions::new(context.clone());
+        let theirs = completions.clone();
+        disk.on_settled(Box::new(move || theirs.settle()));
         let scheduled = (0..queues).map(|_| AtomicBool::new(false)).collect();
-        Arc::new_cyclic(|this| Self { context, disk, id, scheduled, this: this.clone() })
+        Arc::new_cyclic(|this| Self { context, disk, completions, id, scheduled, this: this.clone() })
     }
 
     fn abilities(&self) -> Abilities {
@@ -80,8 +86,8 @@ impl Blk {
         };
         match action {
             Action::Disk { operation, input } => {
-                let context = self.context.clone();
-                let done = Box::new(move |result| finish(&context, chain, status, input, result));
+                let (context, completions) = (self.context.clone(), self.completions.clone());
+                let done = Box::new(move |result| finish(&context, &completions, chain, status, input, result));
                 Some(Request { operation, done })
             }
             Action::Identify(buffers) => {
@@ -101,20 +107,35 @@ impl Blk {
 }
 
 /// The back end is done with a request.
-fn finish(context: &VirtioContext, chain: Chain, status: GuestRange, input: u32, result: Result<(), IoError>) {
-    match result {
-        Ok(()) => answer_request(context, chain, status, Status::Ok, input),
+fn finish(
+    context: &VirtioContext,
+    completions: &Completions,
+    chain: Chain,
+    status: GuestRange,
+    input: u32,
+    result: Result<(), IoError>,
+) {
+    let (answer, data) = match result {
+        Ok(()) => (Status::Ok, input),
         // Only a reset cancels. The driver has forgotten the request, and its memory may serve another purpose now.
-        Err(IoError::Cancelled) => drop(chain),
-        Err(_) => answer_request(context, chain, status, Status::IoError, 0),
-    }
+        Err(IoError::Cancelled) => return drop(chain),
+        Err(_) => (Status::IoError, 0),
+    };
+    let written = write_status(context, status, answer, data);
+    completions.add(chain, written);
 }
 
-/// Writes the status byte and gives the chain back; `data` bytes were written before it.
+/// Answers a request at once; `data` bytes were written before its status byte.
 fn answer_request(context: &VirtioContext, chain: Chain, status: GuestRange, answer: Status, data: u32) {
+    let written = write_status(context, status, answer, data);
+    context.complete(chain, written);
+}
+
+/// Writes the status byte; returns the number of bytes written in all.
+fn write_status(context: &VirtioContext, status: GuestRange, answer: Status, data: u32) -> u32 {
     // The byte was checked to be in RAM.
     let written = context.memory().write_u8(status.start.0, answer as u8).is_ok();
-    context.complete(chain, if written { data + 1 } else { 0 });
+    if written { data + 1 } else { 0 }
 }
 
 impl VirtioDevice for Blk {

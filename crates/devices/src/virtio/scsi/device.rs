@@ -14,6 +14,7 @@ use super::layout::{
 use super::target::{Backing, Target};
 use crate::factory::DeviceError;
 use crate::scsi::Sense;
+use crate::virtio::completions::Completions;
 use crate::virtio::worker::Worker;
 use crate::virtio::{VirtioContext, VirtioDevice, read_structure};
 
@@ -35,6 +36,8 @@ const VERSION: u32 = 1;
 pub(super) struct Scsi {
     pub(super) context: Arc<VirtioContext>,
     pub(super) target: Target,
+    /// Commands that are answered; settled wherever commands are taken or done.
+    pub(super) completions: Arc<Completions>,
     sense_size: AtomicU32,
     cdb_size: AtomicU32,
     /// For each request queue, whether a thread is going to look at it.
@@ -73,9 +76,12 @@ impl Scsi {
         });
         let worker =
             worker.map_err(|source| DeviceError::Host { what: "start the thread of virtio-scsi".into(), source })?;
+        let completions = Completions::new(context.clone());
         let device = Arc::new_cyclic(|this: &Weak<Self>| {
             for (lun, unit) in (0..).zip(&units) {
                 let Backing::Disk(unit) = unit else { continue };
+                let theirs = completions.clone();
+                unit.disk().on_settled(Box::new(move || theirs.settle()));
                 let this = this.clone();
                 unit.disk().on_resize(Box::new(move || {
                     if let Some(device) = this.upgrade() {
@@ -86,6 +92,7 @@ impl Scsi {
             Self {
                 context,
                 target: Target::new(units),
+                completions,
                 sense_size: AtomicU32::new(SENSE_SIZE),
                 cdb_size: AtomicU32::new(CDB_SIZE),
                 scheduled: (0..queues).map(|_| AtomicBool::new(false)).collect(),
@@ -110,12 +117,14 @@ impl Scsi {
         scheduled.store(false, Ordering::SeqCst);
         if let Some(queue) = self.context.queue(OTHER_QUEUES + index) {
             self.context.drain(queue, |chain| self.command(chain));
+            self.completions.settle();
         }
     }
 
     fn serve_control(&self) {
         if let Some(queue) = self.context.queue(CONTROL) {
             self.context.drain(queue, |chain| self.control(chain));
+            self.completions.settle();
         }
         self.send_events();
     }

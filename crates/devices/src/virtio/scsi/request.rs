@@ -90,16 +90,19 @@ impl Scsi {
         // The device wants no more bytes than the command has.
         let cdb = command.cdb.0[..command.cdb.len().min(command.cdb.0.len())].to_vec();
         let scsi = self.clone();
-        executor.defer(move || match device.execute(&cdb, &out, &input) {
-            Ok(ended) if ended.delivered => {
-                let moved = offered.saturating_sub(ended.residual.into());
-                scsi.answer(reply, Response::Ok, ended.status, &ended.sense, moved);
+        executor.defer(move || {
+            match device.execute(&cdb, &out, &input) {
+                Ok(ended) if ended.delivered => {
+                    let moved = offered.saturating_sub(ended.residual.into());
+                    scsi.answer(reply, Response::Ok, ended.status, &ended.sense, moved);
+                }
+                Ok(_) => scsi.answer(reply, Response::Failure, status::GOOD, &[], 0),
+                Err(why) => {
+                    scsi.context.warn_once(&format!("the host does not pass a command on: {why}"));
+                    scsi.check_condition(reply, Sense::INVALID_FIELD);
+                }
             }
-            Ok(_) => scsi.answer(reply, Response::Failure, status::GOOD, &[], 0),
-            Err(why) => {
-                scsi.context.warn_once(&format!("the host does not pass a command on: {why}"));
-                scsi.check_condition(reply, Sense::INVALID_FIELD);
-            }
+            scsi.completions.settle();
         });
     }
 
@@ -134,7 +137,8 @@ impl Scsi {
         self.answer(reply, Response::Ok, status::CHECK_CONDITION, &sense.to_bytes(), 0);
     }
 
-    /// Writes the response and gives the chain back; `moved` bytes of data went either way.
+    /// Writes the response and has the chain given back when the completions are settled; `moved` bytes of data went
+    /// either way.
     fn answer(&self, reply: Reply, response: Response, status: u8, sense: &[u8], moved: u64) {
         let room = (reply.response.len() as usize).saturating_sub(RESPONSE_LEN);
         let sense_bytes = &sense[..sense.len().min(room)];
@@ -154,7 +158,7 @@ impl Scsi {
         let data = if reply.to_driver { moved } else { 0 };
         let written = if data > 0 { reply.response.len() + data } else { bytes.len() as u64 };
         let written = u32::try_from(written).unwrap_or(u32::MAX);
-        self.context.complete(reply.chain, if fits { written } else { 0 });
+        self.completions.add(reply.chain, if fits { written } else { 0 });
     }
 
     /// Whether task management is ending all commands of a command's unit.
