@@ -178,6 +178,8 @@ struct Driver {
     /// The request for wake-ups is in the kernel.
     armed: bool,
     slow_writes: u32,
+    /// No other request waits for the thread.
+    alone: bool,
     /// The file system can say whether the page cache has what is to be read.
     reads_cached: bool,
     batch: Batch,
@@ -196,6 +198,7 @@ impl Driver {
             backlog: VecDeque::new(),
             armed: false,
             slow_writes: 0,
+            alone: true,
             reads_cached,
             batch: Batch::default(),
         }
@@ -206,6 +209,7 @@ impl Driver {
         loop {
             let mut jobs = self.take_jobs();
             while let Some(job) = jobs.pop_front() {
+                self.alone = jobs.is_empty() && self.in_flight == 0;
                 match job {
                     Job::Call(call) => call(),
                     Job::Work(work) if self.free.is_empty() => {
@@ -322,7 +326,9 @@ impl Driver {
             return Some(work);
         }
         let result = match &work.command {
-            Command::Write { offset, from, fua: false } if self.slow_writes == 0 && image.writes_to_cache() => {
+            Command::Write { offset, from, fua: false }
+                if (self.slow_writes == 0 || self.alone) && image.writes_to_cache() =>
+            {
                 let start = Instant::now();
                 let result = from.write_to(image.file().as_fd(), *offset, false);
                 if start.elapsed() > SLOW_WRITE {

@@ -7,6 +7,8 @@ use super::wire::{Header, Kind};
 
 /// Bytes kept, beyond which the client flushes on its own account.
 const FLUSH_AT: usize = 32 << 20;
+/// Bytes at which writes wait for a flush to end.
+const FULL_AT: usize = 128 << 20;
 
 /// A change that was acknowledged.
 pub(super) struct Entry {
@@ -52,7 +54,7 @@ impl Journal {
 
     /// Whether there is so much that writes have to wait for the flush.
     pub(super) fn is_full(&self) -> bool {
-        self.bytes >= 2 * FLUSH_AT
+        self.bytes >= FULL_AT
     }
 
     /// All of it, oldest first.
@@ -87,7 +89,7 @@ mod tests {
         let header = Header { kind: Kind::Write, flags: 0, offset: 0, len: 1 << 20 };
         (0..32).for_each(|_| journal.add(header, Arc::new(vec![0; 1 << 20])));
         assert!(journal.is_large() && !journal.is_full());
-        (0..32).for_each(|_| journal.add(header, Arc::new(vec![0; 1 << 20])));
+        (0..96).for_each(|_| journal.add(header, Arc::new(vec![0; 1 << 20])));
         assert!(journal.is_full());
     }
 }

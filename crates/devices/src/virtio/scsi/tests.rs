@@ -534,9 +534,9 @@ fn fuzz() {
         bytes.extend([0; 3]);
         bytes.push(random.pick(&opcodes));
         bytes.resize(51, 0);
-        for at in 20..51 {
+        for byte in &mut bytes[20..] {
             if random.one_in(4) {
-                bytes[at] = random.bits() as u8;
+                *byte = random.bits() as u8;
             }
         }
         bytes.resize(51 + random.pick(&[0, 0, 24, 512, 2048]), 7);
