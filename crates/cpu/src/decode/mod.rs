@@ -44,6 +44,11 @@ impl Mode {
             _ => 64,
         }
     }
+    /// 32-bit code on a 32-bit stack, all segments but FS and GS flat.
+    #[inline]
+    pub(crate) fn is_flat32(self) -> bool {
+        self.0 == Self::CODE32 | Self::STACK32 | Self::FLAT
+    }
     /// Segments ES, CS, SS, DS need no base and no limit check.
     #[inline]
     pub(crate) fn is_flat(self) -> bool {

@@ -78,7 +78,12 @@ pub(super) fn fill(op: &mut Op, instruction: &Instruction, mode: Mode) -> Shape 
                     OpKind::NearBranch32 => 4,
                     _ => 8,
                 };
-                op.imm = instruction.near_branch_target().wrapping_sub(instruction.len() as u64);
+                let distance = instruction.near_branch_target().wrapping_sub(instruction.len() as u64);
+                op.imm = match op.osize {
+                    2 => distance as i16 as u64,
+                    4 => distance as i32 as u64,
+                    _ => distance,
+                };
                 Slot::Imm
             }
             OpKind::FarBranch16 | OpKind::FarBranch32 => {

@@ -374,7 +374,7 @@ impl Vcpu {
     fn count_interpreted(&mut self, single: bool) {
         let counter = match single {
             true => &mut self.counters.single_steps,
-            false if self.jit.is_some() && self.mode.is_64() => &mut self.counters.cold_blocks,
+            false if self.jit.is_some() && self.translatable() => &mut self.counters.cold_blocks,
             false => &mut self.counters.untranslated_blocks,
         };
         *counter += 1;

@@ -4,6 +4,7 @@
 //!  low addresses   [ stack for calls into trampolines and for signal handlers ]
 //!  RSP ->          [ Context                                                  ]
 //!                  [ per access mode: TLB (read, write, addend), jump cache   ]
+//!                  [ per access mode: jump cache of other than 64-bit code    ]
 //! ```
 
 use crate::Vcpu;
@@ -17,13 +18,16 @@ pub(crate) const STACK: usize = 256 << 10;
 /// Where the tables begin, from the context block.
 const TABLES: usize = 0x1000;
 const TABLE: usize = ENTRIES * 8;
-const MODE_STRIDE: usize = 3 * TABLE + ENTRIES * 16;
+const JUMPS: usize = ENTRIES * 16;
+const MODE_STRIDE: usize = 3 * TABLE + JUMPS;
+/// Jump caches: per access mode one for 64-bit code, and from number [`MODES`] on one for other code.
+pub(crate) const JUMP_CACHES: usize = 2 * MODES;
 /// Bytes of the whole allocation.
-pub(crate) const SIZE: usize = STACK + TABLES + MODES * MODE_STRIDE;
+pub(crate) const SIZE: usize = STACK + TABLES + MODES * MODE_STRIDE + MODES * JUMPS;
 
 /// Offsets of the tables of one access mode from the context block.
 pub(crate) mod table {
-    use super::{MODE_STRIDE, TABLE, TABLES};
+    use super::{JUMPS, MODE_STRIDE, MODES, TABLE, TABLES};
     /// Negated linear address of the page that may be read.
     pub(crate) const fn read(mode: usize) -> i32 {
         (TABLES + mode * MODE_STRIDE) as i32
@@ -36,9 +40,9 @@ pub(crate) mod table {
     pub(crate) const fn addend(mode: usize) -> i32 {
         read(mode) + 2 * TABLE as i32
     }
-    /// Pairs of negated RIP and host code.
-    pub(crate) const fn jumps(mode: usize) -> i32 {
-        read(mode) + 3 * TABLE as i32
+    /// Pairs of negated RIP and host code: of 64-bit code by its access mode, of other code by that plus [`MODES`].
+    pub(crate) const fn jumps(cache: usize) -> i32 {
+        if cache < MODES { read(cache) + 3 * TABLE as i32 } else { read(MODES) + ((cache - MODES) * JUMPS) as i32 }
     }
 }
 
@@ -83,6 +87,9 @@ pub(crate) struct Context {
     pub(crate) addends: [u64; crate::translate::share::SLOTS],
     /// RFLAGS.DF.
     pub(crate) backward: u64,
+    /// Outside 64-bit mode: 0 if FS is writable data up to 4 GiB from its base, else what makes every address miss. The same for GS.
+    pub(crate) fs_closed: u64,
+    pub(crate) gs_closed: u64,
     pub(crate) calls: super::calls::FastCalls,
     /// [`crate::HostCounter`]: negated base, and address of the highest value read.
     pub(crate) tsc_base: u64,

@@ -7,6 +7,7 @@
 //! | [`perf_map`]   | names for translated code in profiles                                  |
 //! | [`table`]      | TLB and jump cache for emitted code                                    |
 //! | [`calls`]      | what SYSCALL and SYSRET of emitted code need                         |
+//! | [`legacy`]     | which code outside 64-bit mode is translated                           |
 //! | [`trampoline`] | the way in and the way out                                             |
 //! | [`blocks`]     | which code was made from what, and how long it stays valid             |
 //! | [`run`]        | entering code, and what it calls                                       |
@@ -15,6 +16,7 @@ pub(crate) mod arena;
 pub(crate) mod blocks;
 pub(crate) mod calls;
 pub(crate) mod context;
+mod legacy;
 pub(crate) mod perf_map;
 pub(crate) mod run;
 pub(crate) mod table;
@@ -110,6 +112,8 @@ pub(crate) struct Jit {
     pub(crate) counters: TranslatorCounters,
     fallbacks: Fallbacks,
     checks: u32,
+    /// Decoding mode of what is in the jump caches of other than 64-bit code.
+    decoding: u8,
     /// Vector level that code is made for and looked up by.
     vectors: u8,
     /// The vector registers were loaded when emitted code was left.

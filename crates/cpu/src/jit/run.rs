@@ -6,6 +6,7 @@ use platform::x86::{cr0, cr4, gpr, rflags, seg};
 use super::arena::Arena;
 use super::blocks::{self, Block, Key, ONE_PAGE};
 use super::context::{Context, MODES};
+use super::legacy::closed;
 use super::table::Tables;
 use super::trampoline::{self, Targets};
 use super::{Fallbacks, Jit, STALE, TranslatorCounters, TranslatorOptions};
@@ -61,6 +62,7 @@ impl Jit {
             counters: TranslatorCounters::default(),
             fallbacks: Fallbacks::default(),
             checks: 0,
+            decoding: 0,
             vectors: level::NONE,
             loaded: false,
         })
@@ -121,11 +123,18 @@ impl Vcpu {
         self.jit.as_ref().map_or_else(Vec::new, |jit| jit.fallbacks.list())
     }
 
-    /// Whether code of the current mode is translated at all: 64-bit, without alignment checks, and not in rings 1 and 2, so
-    /// that emitted code knows its privilege level from the access mode.
+    /// Whether code of the current mode is translated at all: 64-bit, or 32-bit in flat segments; without alignment checks, and
+    /// not in rings 1 and 2, so that emitted code knows its privilege level from the access mode.
     #[inline]
-    fn translatable(&self) -> bool {
-        self.mode.is_64() && matches!(self.cpl, 0 | 3) && (self.tlb.mode() as usize) < MODES
+    pub(crate) fn translatable(&self) -> bool {
+        let decodable = self.mode.is_64() || self.is_translatable_legacy();
+        decodable && matches!(self.cpl, 0 | 3) && (self.tlb.mode() as usize) < MODES
+    }
+
+    /// The jump cache that serves the current mode.
+    #[inline]
+    fn jump_cache(&self) -> usize {
+        self.tlb.mode() as usize + if self.mode.is_64() { 0 } else { MODES }
     }
 
     /// Runs translated code from RIP on; `None` if there is none.
@@ -136,6 +145,7 @@ impl Vcpu {
         }
         self.drop_stale_code();
         self.follow_vector_level();
+        self.clear_upper_halves();
         let code = self.translated_code()?;
         if self.checking() {
             return self.enter_checked(code);
@@ -197,7 +207,10 @@ impl Vcpu {
         let (fs, gs) = (self.seg_base[seg::FS], self.seg_base[seg::GS]);
         let mxcsr = u64::from(self.fpu.mxcsr());
         let backward = self.flags.sys & rflags::DF;
+        let legacy = !self.mode.is_64();
+        let ends = [seg::FS, seg::GS].map(|index| if legacy { closed(&self.segments[index]) } else { 0 });
         let context = self.context();
+        [context.fs_closed, context.gs_closed] = ends;
         context.flags = (value & 0xff) << 8 | u64::from(value & rflags::OF != 0);
         (context.fs_base, context.gs_base) = (fs, gs);
         context.mxcsr = mxcsr;
@@ -295,8 +308,8 @@ impl Vcpu {
     #[inline]
     fn translated_code(&mut self) -> Option<u64> {
         let rip = self.regs[RIP];
-        let access = self.tlb.mode() as usize;
-        match self.tlb.tables()?.find_jump(access, rip) {
+        self.follow_decoding();
+        match self.tlb.tables()?.find_jump(self.jump_cache(), rip) {
             0 => self.find_translated(rip),
             code => Some(code),
         }
@@ -318,9 +331,8 @@ impl Vcpu {
         }
         let jit = self.jit.as_ref()?;
         let code = jit.arena.address(jit.blocks.find(&key)?.1.entry) as u64;
-        let access = self.tlb.mode() as usize;
         if !self.checking() {
-            self.tlb.remember_jump(access, rip, code, global, key.second != ONE_PAGE);
+            self.tlb.remember_jump(self.jump_cache(), rip, code, global, key.second != ONE_PAGE);
         }
         Some(code)
     }
@@ -434,6 +446,7 @@ impl Vcpu {
         if behind || busy || !self.translatable() || self.checking() || self.vector_level() != self.vectors() {
             return self.leave_with(Ok(()));
         }
+        self.clear_upper_halves();
         match self.translated_code() {
             Some(code) => {
                 self.context().linear = self.regs[RIP];
@@ -479,6 +492,7 @@ impl Vcpu {
             }
         }
         self.block_end = usize::MAX;
+        let mode = self.mode;
         let result = self.run_op(&op);
         if memory {
             self.tlb.mirror(linear);
@@ -495,6 +509,7 @@ impl Vcpu {
             || self.attention != 0
             || self.shadow != Shadow::None
             || self.tlb.mode() as u8 != site.access
+            || self.mode != mode
             || self.vector_level() != jit.vectors
             || jit.blocks.is_behind(self.memory.pages());
         if disturbed || site.x87 && !self.fpu.lend() {
@@ -552,8 +567,7 @@ impl Vcpu {
             jit.counters.branches += 1;
         }
         if site.block == STALE.block {
-            let access = self.tlb.mode() as usize;
-            self.tlb.forget_jump(access, rip);
+            self.tlb.forget_jump(self.jump_cache(), rip);
             return self.next_code();
         }
         if !is_canonical(rip)

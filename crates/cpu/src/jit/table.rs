@@ -5,7 +5,7 @@ use std::ptr;
 
 use rustix::mm::{MapFlags, ProtFlags};
 
-use super::context::{Context, ENTRIES, MODES, SIZE, STACK, table};
+use super::context::{Context, ENTRIES, JUMP_CACHES, MODES, SIZE, STACK, table};
 
 /// Properties of an entry, below the page address in `info`.
 const GLOBAL: u64 = 1 << 0;
@@ -43,7 +43,7 @@ struct Space {
     /// Its process-context identifier (SDM vol. 3, 4.10.1).
     id: u16,
     pages: Vec<Page>,
-    /// Mode, RIP, host code.
+    /// Jump cache, RIP, host code.
     jumps: Vec<(u8, u64, u64)>,
 }
 
@@ -89,7 +89,7 @@ impl Tables {
             mapped,
             info: vec![0; MODES * ENTRIES].into(),
             filled: Default::default(),
-            jump_info: vec![0; MODES * ENTRIES].into(),
+            jump_info: vec![0; JUMP_CACHES * ENTRIES].into(),
             jumps: Default::default(),
             jump_pages: Box::new([0; 64]),
             spaces: Vec::new(),
@@ -98,7 +98,9 @@ impl Tables {
         for mode in 0..MODES {
             tables.invalidate(mode, 0);
             tables.invalidate(mode, ENTRIES - 1);
-            tables.set(table::jumps(mode), 0, 1);
+        }
+        for cache in 0..JUMP_CACHES {
+            tables.set(table::jumps(cache), 0, 1);
         }
         Ok(tables)
     }
@@ -198,8 +200,8 @@ impl Tables {
                 let rights = (true, page.writable);
                 self.fill(page.mode.into(), page.linear, rights, page.addend, page.phys, false);
             }
-            for &(mode, rip, code) in &known.jumps {
-                self.remember_jump(mode.into(), rip, code, false);
+            for &(cache, rip, code) in &known.jumps {
+                self.remember_jump(cache.into(), rip, code, false);
             }
         }
     }
@@ -255,11 +257,11 @@ impl Tables {
 
     /// The content of an entry of a jump cache of the lower half.
     fn jump(&self, slot: usize) -> Option<(u8, u64, u64)> {
-        let (mode, index) = (slot / ENTRIES, slot % ENTRIES);
-        let rip = self.get(table::jumps(mode), 2 * index).wrapping_neg();
-        let code = self.get(table::jumps(mode), 2 * index + 1);
+        let (cache, index) = (slot / ENTRIES, slot % ENTRIES);
+        let rip = self.get(table::jumps(cache), 2 * index).wrapping_neg();
+        let code = self.get(table::jumps(cache), 2 * index + 1);
         let valid = rip as usize & (ENTRIES - 1) == index && rip < UPPER_HALF && code != 0;
-        valid.then_some((mode as u8, rip, code))
+        valid.then_some((cache as u8, rip, code))
     }
 
     /// Drops the page of `linear`.
@@ -313,25 +315,25 @@ impl Tables {
     }
 
     /// The host code for `rip`, or 0.
-    pub(crate) fn find_jump(&self, mode: usize, rip: u64) -> u64 {
-        if mode >= MODES {
+    pub(crate) fn find_jump(&self, cache: usize, rip: u64) -> u64 {
+        if cache >= JUMP_CACHES {
             return 0;
         }
         let index = rip as usize & (ENTRIES - 1);
-        let found = self.get(table::jumps(mode), 2 * index).wrapping_add(rip) == 0;
-        if found { self.get(table::jumps(mode), 2 * index + 1) } else { 0 }
+        let found = self.get(table::jumps(cache), 2 * index).wrapping_add(rip) == 0;
+        if found { self.get(table::jumps(cache), 2 * index + 1) } else { 0 }
     }
 
     /// Lets emitted code find host code for `rip`.
-    pub(crate) fn remember_jump(&mut self, mode: usize, rip: u64, code: u64, global: bool) {
-        if mode >= MODES {
+    pub(crate) fn remember_jump(&mut self, cache: usize, rip: u64, code: u64, global: bool) {
+        if cache >= JUMP_CACHES {
             return;
         }
         let index = rip as usize & (ENTRIES - 1);
-        self.set(table::jumps(mode), 2 * index, rip.wrapping_neg());
-        self.set(table::jumps(mode), 2 * index + 1, code);
+        self.set(table::jumps(cache), 2 * index, rip.wrapping_neg());
+        self.set(table::jumps(cache), 2 * index + 1, code);
         self.watch_page(rip);
-        let slot = mode * ENTRIES + index;
+        let slot = cache * ENTRIES + index;
         let list = usize::from(global);
         let mut info = self.jump_info[slot] & !(GLOBAL as u8);
         if info & LISTED[list] as u8 == 0 {
@@ -342,9 +344,9 @@ impl Tables {
     }
 
     /// Drops the entry for `rip`.
-    pub(crate) fn forget(&mut self, mode: usize, rip: u64) {
-        if self.find_jump(mode, rip) != 0 {
-            self.forget_jump(mode * ENTRIES + (rip as usize & (ENTRIES - 1)));
+    pub(crate) fn forget(&mut self, cache: usize, rip: u64) {
+        if self.find_jump(cache, rip) != 0 {
+            self.forget_jump(cache * ENTRIES + (rip as usize & (ENTRIES - 1)));
         }
     }
 

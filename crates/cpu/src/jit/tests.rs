@@ -1,5 +1,6 @@
 //! Code under the translator must do what it does under the interpreter.
 
+mod legacy;
 mod native;
 
 use iced_x86::code_asm::*;

@@ -342,9 +342,9 @@ impl Tlb {
     }
 
     /// Lets emitted code find `code` for a branch to `rip`; `crossing`: it depends on the next page, too.
-    pub(crate) fn remember_jump(&mut self, access: usize, rip: u64, code: u64, global: bool, crossing: bool) {
+    pub(crate) fn remember_jump(&mut self, cache: usize, rip: u64, code: u64, global: bool, crossing: bool) {
         if let Some(tables) = self.tables.as_mut() {
-            tables.remember_jump(access, rip, code, global);
+            tables.remember_jump(cache, rip, code, global);
             if crossing {
                 tables.watch_page(rip.wrapping_add(0x1000));
             }
@@ -352,9 +352,9 @@ impl Tlb {
     }
 
     /// Makes emitted code look up `rip` anew.
-    pub(crate) fn forget_jump(&mut self, access: usize, rip: u64) {
+    pub(crate) fn forget_jump(&mut self, cache: usize, rip: u64) {
         if let Some(tables) = self.tables.as_mut() {
-            tables.forget(access, rip);
+            tables.forget(cache, rip);
         }
     }
 

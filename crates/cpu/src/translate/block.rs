@@ -93,6 +93,8 @@ struct Stub {
     kind: SiteKind,
     access: usize,
     x87: bool,
+    /// What the vCPU is to be told first.
+    x87_last: Option<super::x87::Last>,
     /// Index into `resumes` for operations that go on behind themselves.
     resume: Option<usize>,
 }
@@ -103,6 +105,8 @@ pub(crate) struct Translator<'a> {
     pub(super) bytes: &'a [u8],
     page: &'a [u8],
     bitness: u32,
+    /// Not 64-bit mode: addresses and stack words have 32 bits.
+    pub(super) legacy: bool,
     /// Index of the access mode in force here.
     pub(super) access: usize,
     pub(super) cr4: u64,
@@ -146,13 +150,14 @@ pub(crate) fn translate(request: &Request<'_>, host_alu: &mut crate::interp::hos
     insns.last()?;
     let mut info = InstructionInfoFactory::new();
     if request.alone == 0 {
-        share::plan(&mut insns, &mut info);
+        share::plan(&mut insns, &mut info, !request.mode.is_64());
     }
     let mut translator = Translator {
         asm: Asm::new(request.arena),
         bytes: request.bytes,
         page: request.page,
         bitness: request.mode.code_bits(),
+        legacy: !request.mode.is_64(),
         access: request.access,
         cr4: request.cr4,
         notes_operands: request.notes_operands,
@@ -199,7 +204,7 @@ fn decode_block(request: &Request<'_>, host_alu: &mut crate::interp::hostalu::Ho
         let next = start + u32::from(op.len);
         let how = match system::form(&instruction, flow, request) {
             Some(how) => how,
-            None => classify(&instruction, &op, flow, next, request.vectors),
+            None => classify(&instruction, &op, flow, next, request),
         };
         if request.checking && how == How::Interpret {
             break;
@@ -296,6 +301,7 @@ impl Translator<'_> {
             How::Push => self.push(insn),
             How::Pop => self.pop(insn),
             How::Leave => self.leave(insn),
+            How::Short => self.short_form(insn),
             How::Nothing => {}
             How::Copy => {
                 let bytes = self.bytes;
@@ -361,12 +367,14 @@ impl Translator<'_> {
         let kind = self.op_site(insn, memory, 0);
         let resume = Some(self.current);
         let (trampoline, access, x87) = (self.trampolines.op, self.access, self.x87_ready);
-        self.stubs.push(Stub { from, trampoline, kind, access, x87, resume });
+        let x87_last = self.x87_last;
+        self.stubs.push(Stub { from, trampoline, kind, access, x87, x87_last, resume });
     }
 
     /// Lets a forward jump lead to a trampoline.
     pub(super) fn stub(&mut self, from: Fixup, trampoline: u32, kind: SiteKind) {
-        self.stubs.push(Stub { from, trampoline, kind, access: self.access, x87: false, resume: None });
+        let access = self.access;
+        self.stubs.push(Stub { from, trampoline, kind, access, x87: false, x87_last: None, resume: None });
     }
 
     fn finish(mut self) -> (Vec<u8>, Vec<Site>) {
@@ -377,6 +385,10 @@ impl Translator<'_> {
                 *resume = behind;
             }
             (self.access, self.x87_ready) = (stub.access, stub.x87);
+            if stub.x87_last.is_some() {
+                self.x87_last = stub.x87_last;
+                self.note_x87_keeping_address();
+            }
             self.leave_here(stub.trampoline, stub.kind);
         }
         (self.asm.bytes, self.sites)

@@ -1,9 +1,10 @@
 //! Which instructions run natively.
 
-use iced_x86::{Instruction, Mnemonic, OpCodeOperandKind as Kind, OpKind, Register};
+use iced_x86::{Code, Instruction, Mnemonic, OpCodeOperandKind as Kind, OpCodeTableKind, OpKind, Register};
 
+use super::block::Request;
 use super::memory::addressable;
-use crate::decode::{Flow, Op};
+use crate::decode::{Ea, Flow, Op};
 
 /// How an instruction is emitted.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -14,6 +15,8 @@ pub(super) enum How {
     Push,
     Pop,
     Leave,
+    /// INC, DEC by the opcodes 40 to 4F.
+    Short,
     /// Not at all.
     Nothing,
     /// Byte for byte.
@@ -44,11 +47,12 @@ pub(super) enum How {
 }
 
 /// Chooses.
-pub(super) fn classify(i: &Instruction, op: &Op, flow: Flow, next: u32, vectors: u8) -> How {
-    let how = native_form(i, vectors);
+pub(super) fn classify(i: &Instruction, op: &Op, flow: Flow, next: u32, request: &Request<'_>) -> How {
+    let legacy = !request.mode.is_64();
+    let how = native_form(i, request.vectors, legacy);
     match how {
         How::Interpret => How::Interpret,
-        How::Branch => classify_branch(i, op, next),
+        How::Branch => classify_branch(i, op, next, legacy),
         // A family that ends the block where its instruction normally does not: not supported by this guest CPU.
         _ if flow == Flow::End => How::Interpret,
         How::Rewrite
@@ -60,24 +64,32 @@ pub(super) fn classify(i: &Instruction, op: &Op, flow: Flow, next: u32, vectors:
         | How::Divide
         | How::ExchangeWide
         | How::BitString
-            if uses_memory(i) && !addressable(op, next) =>
+            if uses_memory(i) && !addressable(op, next, legacy) =>
         {
             How::Interpret
         }
-        How::MovOffset if !super::memory::fits(op, next) => How::Interpret,
-        How::String if !super::string::addressable(op) => How::Interpret,
-        How::BitString if op.asize != 8 => How::Interpret,
+        How::MovOffset if !super::memory::fits(op, next, legacy) => How::Interpret,
+        How::String if !super::string::addressable(op, legacy) => How::Interpret,
+        How::BitString if if legacy { op.ea != Ea::Flat } else { op.asize != 8 } => How::Interpret,
         _ => how,
     }
 }
 
-fn classify_branch(i: &Instruction, op: &Op, next: u32) -> How {
-    let near = i.op0_kind() == OpKind::NearBranch64;
+/// Whether the first operand is the target of a near branch of the mode's own width.
+pub(super) fn is_near(i: &Instruction) -> bool {
+    matches!(i.op0_kind(), OpKind::NearBranch64 | OpKind::NearBranch32)
+}
+
+fn classify_branch(i: &Instruction, op: &Op, next: u32, legacy: bool) -> How {
+    let near = is_near(i);
     let fits = i32::try_from((op.imm as i64).wrapping_add(i64::from(next))).is_ok();
     match i.mnemonic() {
         Mnemonic::Ret => How::Branch,
         Mnemonic::Jmp | Mnemonic::Call if !near => {
-            let fine = i.op0_kind() == OpKind::Register || i.op0_kind() == OpKind::Memory && addressable(op, next);
+            let wide = legacy && op.osize == 4 || !legacy && op.osize == 8;
+            let reachable =
+                i.op0_kind() == OpKind::Register || i.op0_kind() == OpKind::Memory && addressable(op, next, legacy);
+            let fine = wide && reachable;
             if fine { How::Branch } else { How::Interpret }
         }
         _ if near && fits => How::Branch,
@@ -89,29 +101,30 @@ pub(super) fn uses_memory(i: &Instruction) -> bool {
     (0..i.op_count()).any(|n| i.op_kind(n) == OpKind::Memory)
 }
 
-fn native_form(i: &Instruction, vectors: u8) -> How {
+fn native_form(i: &Instruction, vectors: u8, legacy: bool) -> How {
     use Mnemonic as N;
     let code = i.op_code();
+    let word = if legacy { 4 } else { 8 };
     match i.mnemonic() {
         N::Jmp if i.is_jmp_short_or_near() || i.is_jmp_near_indirect() => How::Branch,
         N::Call if i.is_call_near() || i.is_call_near_indirect() => How::Branch,
-        N::Ret if matches!(i.code(), iced_x86::Code::Retnq | iced_x86::Code::Retnq_imm16) => How::Branch,
+        N::Ret if matches!(i.code(), Code::Retnq | Code::Retnq_imm16 | Code::Retnd | Code::Retnd_imm16) => How::Branch,
         N::Jrcxz => How::Branch,
-        N::Loop if i.code() == iced_x86::Code::Loop_rel8_64_RCX => How::Branch,
+        N::Jecxz if legacy => How::Branch,
+        N::Loop if matches!(i.code(), Code::Loop_rel8_64_RCX | Code::Loop_rel8_32_ECX) => How::Branch,
         _ if i.is_jcc_short_or_near() => How::Branch,
         N::Push
-            if i.stack_pointer_increment() == -8 && (i.op0_kind() != OpKind::Register || i.op0_register().is_gpr()) =>
+            if i.stack_pointer_increment() == -word
+                && (i.op0_kind() != OpKind::Register || i.op0_register().is_gpr()) =>
         {
-            if i.op0_kind() == OpKind::Memory {
-                How::PushMemory
-            } else {
-                How::Push
-            }
+            if i.op0_kind() == OpKind::Memory { How::PushMemory } else { How::Push }
         }
-        N::Pop if i.stack_pointer_increment() == 8 && i.op0_kind() == OpKind::Register && i.op0_register().is_gpr() => {
+        N::Pop
+            if i.stack_pointer_increment() == word && i.op0_kind() == OpKind::Register && i.op0_register().is_gpr() =>
+        {
             How::Pop
         }
-        N::Leave if i.code() == iced_x86::Code::Leaveq => How::Leave,
+        N::Leave if matches!(i.code(), Code::Leaveq | Code::Leaved) => How::Leave,
         N::Nop | N::Endbr64 | N::Endbr32 | N::Reservednop => How::Nothing,
         N::Prefetchnta | N::Prefetcht0 | N::Prefetcht1 | N::Prefetcht2 | N::Prefetchw | N::Prefetch => How::Nothing,
         N::Cbw | N::Cwde | N::Cdqe | N::Cwd | N::Cdq | N::Cqo | N::Clc | N::Stc | N::Cmc | N::Lahf | N::Sahf => {
@@ -124,8 +137,9 @@ fn native_form(i: &Instruction, vectors: u8) -> How {
         N::Lea if i.op0_register().size() >= 4 => How::Lea,
         N::Mov if is_opcode_register(code.op0_kind()) => high_or(i, How::MovImmediate),
         N::Bswap if i.op0_register().size() >= 4 => How::Bswap,
+        N::Inc | N::Dec if is_opcode_register(code.op0_kind()) => How::Short,
         _ if is_plain(i) => plain_form(i),
-        _ if super::x87::is_x87(i) => super::x87::form(i, vectors),
+        _ if super::x87::is_x87(i) => super::x87::form(i, vectors, legacy),
         _ => super::vector::form(i, vectors),
     }
 }
@@ -151,6 +165,10 @@ fn is_opcode_register(kind: Kind) -> bool {
 
 fn plain_form(i: &Instruction) -> How {
     let code = i.op_code();
+    if code.table() == OpCodeTableKind::Normal && code.op_code() == 0x82 {
+        // Another name for 80, but not in 64-bit mode.
+        return How::Interpret;
+    }
     let kinds = (0..i.op_count()).map(|n| code.op_kind(n));
     // Forms without ModRM: with an implied accumulator (in place), or with the register in the opcode.
     let has_modrm = kinds.clone().any(|kind| {

@@ -8,8 +8,9 @@ use iced_x86::{Mnemonic, OpKind};
 
 use super::asm::{Fixup, Mem, reg::*};
 use super::block::{Insn, Translator};
+use super::classify::is_near;
 use super::{SiteKind, resident, spilled};
-use crate::jit::context::{at, table};
+use crate::jit::context::{MODES, at, table};
 
 impl Translator<'_> {
     /// Goes on at an offset relative to the page, which may lie outside of it.
@@ -17,7 +18,7 @@ impl Translator<'_> {
         let backward = target <= i64::from(insn.start);
         if !(0..0x1000).contains(&target) || self.crosses(target as usize) {
             self.asm.load(R15, &Mem::context(at!(page)));
-            self.asm.lea(true, R15, &Mem::base(R15, target as i32));
+            self.add_word(R15, R15, target as i32);
             let undo = if insn.instruction.mnemonic() == Mnemonic::Call { 8 } else { 0 };
             return self.look_up(insn, undo, backward);
         }
@@ -47,7 +48,7 @@ impl Translator<'_> {
 
     /// Goes to the linear address in R15. `undo` is to be added to RSP if the address turns out not to be canonical.
     pub(super) fn look_up(&mut self, insn: &Insn, undo: i32, poll: bool) {
-        let jumps = table::jumps(self.access);
+        let jumps = table::jumps(self.access + if self.legacy { MODES } else { 0 });
         let kind = SiteKind::Branch { start: insn.start, undo };
         let event = poll.then(|| self.poll());
         self.asm.movzx16(R14, R15);
@@ -72,12 +73,12 @@ impl Translator<'_> {
     pub(super) fn branch(&mut self, insn: &Insn) {
         let i = &insn.instruction;
         match i.mnemonic() {
-            Mnemonic::Jmp if i.op0_kind() == OpKind::NearBranch64 => self.go_to(insn, Self::target(insn)),
+            Mnemonic::Jmp if is_near(i) => self.go_to(insn, Self::target(insn)),
             Mnemonic::Jmp => {
                 self.indirect_target(insn);
                 self.look_up(insn, 0, true);
             }
-            Mnemonic::Call if i.op0_kind() == OpKind::NearBranch64 => {
+            Mnemonic::Call if is_near(i) => {
                 self.push_return(insn);
                 self.go_to(insn, Self::target(insn));
             }
@@ -89,15 +90,15 @@ impl Translator<'_> {
                 self.look_up(insn, 8, true);
             }
             Mnemonic::Ret => {
-                let size = 8 + (insn.op.imm & 0xffff) as i32;
+                let size = self.word() as i32 + (insn.op.imm & 0xffff) as i32;
                 let place = self.stack_access(insn, R13, 0, false);
-                self.asm.load(R15, &place);
-                self.asm.lea(true, R13, &Mem::base(R13, size));
+                self.load_word(R15, &place);
+                self.add_word(R13, R13, size);
                 self.look_up(insn, -size, true);
             }
-            Mnemonic::Jrcxz | Mnemonic::Loop => {
+            Mnemonic::Jrcxz | Mnemonic::Jecxz | Mnemonic::Loop => {
                 if i.mnemonic() == Mnemonic::Loop {
-                    self.asm.lea(true, R12, &Mem::base(R12, -1));
+                    self.add_word(R12, R12, -1);
                 }
                 self.asm.mov(RCX, R12);
                 let zero = self.asm.jrcxz();
@@ -144,16 +145,17 @@ impl Translator<'_> {
                 None => self.asm.load(R15, &spilled(insn.op.r1)),
             }
         } else {
-            let place = self.access(insn, 8, false, 1);
-            self.asm.load(R15, &place);
+            let place = self.access(insn, self.word(), false, 1);
+            self.load_word(R15, &place);
         }
     }
 
     fn push_return(&mut self, insn: &Insn) {
-        let place = self.stack_access(insn, R13, -8, true);
+        let word = self.word() as i32;
+        let place = self.stack_access(insn, R13, -word, true);
         self.asm.load(RCX, &Mem::context(at!(page)));
         self.asm.lea(true, RCX, &Mem::base(RCX, insn.next as i32));
-        self.asm.store(&place, RCX);
-        self.asm.lea(true, R13, &Mem::base(R13, -8));
+        self.store_word(&place, RCX);
+        self.add_word(R13, R13, -word);
     }
 }

@@ -43,8 +43,7 @@ impl Translator<'_> {
         }
         self.asm.mov_imm(R14, shift);
         self.asm.shift_right(true, true, RCX, RCX, R14);
-        let wide_address = insn.op.asize == 8;
-        self.asm.lea(wide_address, R15, &Mem::indexed(R15, RCX, scale, 0));
+        self.asm.lea(!self.legacy, R15, &Mem::indexed(R15, RCX, scale, 0));
         self.check(insn, if wide { 8 } else { 4 }, writes);
         self.asm.lea(true, R15, &Self::operand());
         // The offset inside the operand: its low bits, moved up by a rotation and down by a shift.

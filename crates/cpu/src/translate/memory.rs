@@ -6,7 +6,7 @@ use super::asm::{Fixup, Mem, cond, reg::*};
 use super::block::{Insn, Translator};
 use super::share::Shared;
 use super::{resident, spilled};
-use crate::decode::Op;
+use crate::decode::{Ea, Op};
 use crate::jit::context::{at, table};
 use crate::state::{NULL_SEG, RIP, ZERO};
 
@@ -32,14 +32,18 @@ enum Miss {
 }
 
 /// Whether the address can be computed by [`Translator::address`].
-pub(super) fn addressable(op: &Op, next: u32) -> bool {
+pub(super) fn addressable(op: &Op, next: u32, legacy: bool) -> bool {
+    if legacy {
+        let open = op.ea == Ea::Flat || matches!(usize::from(op.seg), seg::FS | seg::GS);
+        return op.asize == 4 && open;
+    }
     let disp = if usize::from(op.base) == RIP { op.disp.wrapping_add(u64::from(next)) } else { op.disp };
     i32::try_from(disp as i64).is_ok() && op.asize >= 4
 }
 
 /// The same for an address without registers, which may be of 64 bits unless there is a segment's base to be added.
-pub(super) fn fits(op: &Op, next: u32) -> bool {
-    addressable(op, next) || op.asize == 8 && usize::from(op.seg) == NULL_SEG
+pub(super) fn fits(op: &Op, next: u32, legacy: bool) -> bool {
+    addressable(op, next, legacy) || op.asize == 8 && usize::from(op.seg) == NULL_SEG
 }
 
 impl Translator<'_> {
@@ -72,6 +76,9 @@ impl Translator<'_> {
 
     /// Linear address of the memory operand into R15. Uses R14.
     pub(super) fn address(&mut self, insn: &Insn) {
+        if self.legacy {
+            return self.legacy_address(insn);
+        }
         let op = &insn.op;
         let wide = op.asize == 8;
         let base_of_segment = match usize::from(op.seg) {
@@ -116,7 +123,7 @@ impl Translator<'_> {
             return Self::operand();
         };
         let op = &insn.op;
-        let plain = op.asize == 8
+        let plain = shared.plain
             && usize::from(op.index) == ZERO
             && !matches!(usize::from(op.base), ZERO | RIP)
             && !matches!(usize::from(op.seg), seg::FS | seg::GS);
@@ -127,13 +134,18 @@ impl Translator<'_> {
         self.shared_access(insn, shared, R15, 0)
     }
 
-    /// As [`Translator::access`] for 8 bytes of the stack at a register plus a displacement.
+    /// As [`Translator::access`] for one word of the stack at a register plus a displacement.
     pub(super) fn stack_access(&mut self, insn: &Insn, base: u8, disp: i32, write: bool) -> Mem {
+        let wide = !self.legacy;
         if let Some(shared) = insn.stack {
-            return self.shared_access(insn, shared, base, disp);
+            if shared.plain {
+                return self.shared_access(insn, shared, base, disp);
+            }
+            self.asm.lea(wide, R15, &Mem::base(base, disp));
+            return self.shared_access(insn, shared, R15, 0);
         }
-        self.asm.lea(true, R15, &Mem::base(base, disp));
-        self.check(insn, 8, write);
+        self.asm.lea(wide, R15, &Mem::base(base, disp));
+        self.check(insn, self.word(), write);
         Self::operand()
     }
 

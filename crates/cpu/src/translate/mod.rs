@@ -11,6 +11,7 @@
 //! | [`control`] | branches, calls, returns, and how blocks hang together                       |
 //! | [`share`]   | which accesses need one check together                                       |
 //! | [`stack`]   | PUSH, POP, LEAVE                                                            |
+//! | [`legacy`]  | what differs outside 64-bit mode                                            |
 //! | [`divide`]  | DIV, IDIV                                                                   |
 //! | [`string`]  | MOVS, STOS, LODS                                                            |
 //! | [`exchange`]| wide compare and exchange, bit strings                                      |
@@ -25,6 +26,8 @@
 //! A block does not know its linear address, only its offset in the page, so that it serves every mapping of the page: the
 //! address of the page that runs is in the context block.
 //!
+//! Outside 64-bit mode registers, addresses and stack words have 32 bits, and host registers hold zeroes above them.
+//!
 //! Whatever is emitted around the guest's instructions leaves the flags alone, so that they are right wherever emitted code is
 //! left, in a fault's frame too.
 
@@ -35,6 +38,7 @@ mod control;
 mod divide;
 mod exchange;
 pub(crate) mod flags;
+mod legacy;
 mod memory;
 mod rewrite;
 pub(crate) mod share;

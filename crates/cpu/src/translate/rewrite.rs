@@ -35,6 +35,12 @@ pub(super) struct Fields {
     vvvv: Option<u32>,
 }
 
+/// Adds a prefix to those before it. Of F2 and F3 the last one counts.
+pub(super) fn add_prefix(prefixes: &mut Vec<u8>, byte: u8) {
+    prefixes.retain(|&other| other != byte && other & byte & 0xf2 != 0xf2);
+    prefixes.push(byte);
+}
+
 fn parse<'a>(bytes: &'a [u8], insn: &Insn) -> Encoding<'a> {
     let mut prefixes = Vec::new();
     let mut rex = None;
@@ -42,9 +48,7 @@ fn parse<'a>(bytes: &'a [u8], insn: &Insn) -> Encoding<'a> {
     loop {
         match bytes[at] {
             byte @ (0x66 | 0xf2 | 0xf3 | 0xf0) => {
-                if !prefixes.contains(&byte) {
-                    prefixes.push(byte);
-                }
+                add_prefix(&mut prefixes, byte);
                 rex = None;
             }
             0x67 | 0x26 | 0x2e | 0x36 | 0x3e | 0x64 | 0x65 => rex = None,
@@ -166,7 +170,8 @@ impl Translator<'_> {
                 self.addend = None;
             }
             // The same register may be read as one operand and written as another: SHRX R15, RBP, R15.
-            let (mut read, mut written) = (false, false);
+            // Of one that an instruction clears by itself, as XOR does, not even the other operand counts as read.
+            let (mut read, mut written) = (in_memory.is_some_and(|n| number(i.op_register(n)) == guest), false);
             for n in wanted.into_iter().flatten().filter(|&n| number(i.op_register(n)) == guest) {
                 let access = self.access_of(insn, n);
                 read |= access != OpAccess::Write || i.op_register(n).size() < 4;
@@ -201,6 +206,8 @@ impl Translator<'_> {
         self.asm.put(&encoding.prefixes);
         if let Some((second, third)) = encoding.vex {
             let inverted = (!reg >> 3 & 1) << 7 | (!x & 1) << 6 | (!b & 1) << 5;
+            // Outside 64-bit mode W and the upper bit of vvvv mean nothing for instructions on general-purpose registers.
+            let third = if self.legacy { third & 0x7f | 0x40 } else { third };
             let third = vvvv.map_or(third, |v| third & 0x87 | (!v & 15) << 3);
             self.asm.put(&[0xc4, inverted | second & 0x1f, third]);
         } else {

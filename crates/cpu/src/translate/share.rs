@@ -6,7 +6,7 @@
 //!
 //! Guest-controlled code decides what is taken for equal here: whatever is not certainly understood makes a new value.
 
-use iced_x86::{Instruction, InstructionInfoFactory, InstructionInfoOptions, Mnemonic, OpAccess, OpKind};
+use iced_x86::{Instruction, InstructionInfoFactory, InstructionInfoOptions, Mnemonic, OpAccess, OpKind, Register};
 use platform::x86::{gpr, seg};
 
 use super::block::Insn;
@@ -20,6 +20,8 @@ use crate::state::{RIP, ZERO};
 const SPAN: i64 = 256;
 /// Groups of a block whose host address can be kept in the context block.
 pub(crate) const SLOTS: usize = 8;
+/// Displacements of accesses outside 64-bit mode that are not taken for an address themselves.
+const NEAR: i64 = 0x1_0000;
 /// Offsets beyond this are not followed.
 const FAR: i64 = 1 << 40;
 
@@ -35,12 +37,14 @@ pub(super) struct Shared {
     pub(super) span: u32,
     /// The range must be writable.
     pub(super) write: bool,
+    /// The sum of base register and displacement is the address in 64-bit arithmetic, too.
+    pub(super) plain: bool,
     /// Where the distance between host and linear address is kept, if other accesses come between.
     pub(super) slot: Option<u8>,
 }
 
-/// A register's content: something unknown plus a constant.
-#[derive(Clone, Copy)]
+/// A register's content: something unknown plus a constant, in the width of an address.
+#[derive(Clone, Copy, PartialEq, Eq)]
 struct Value {
     root: u32,
     offset: i64,
@@ -55,12 +59,14 @@ struct Values {
     next: u32,
     /// Sums of a base, a scaled index and a segment's base.
     sums: Vec<((u32, u32, u8, u8), u32)>,
+    /// Bytes of an address and of a word of the stack.
+    word: u8,
 }
 
 impl Values {
-    fn new() -> Self {
+    fn new(word: u8) -> Self {
         let registers = std::array::from_fn(|r| Value { root: r as u32, offset: 0 });
-        Self { registers, next: NOTHING + 1, sums: Vec::new() }
+        Self { registers, next: NOTHING + 1, sums: Vec::new(), word }
     }
 
     fn fresh(&mut self) -> Value {
@@ -92,12 +98,24 @@ impl Values {
             RIP => Value { root: PAGE, offset: i64::from(next) },
             r => self.get(r),
         };
-        Value { root: base.root, offset: base.offset.wrapping_add(op.disp as i64) }
+        Value { root: base.root, offset: base.offset.wrapping_add(self.displacement(op)) }
+    }
+
+    fn displacement(&self, op: &Op) -> i64 {
+        if self.word == 4 { i64::from(op.disp as i32) } else { op.disp as i64 }
+    }
+
+    /// Outside 64-bit mode: the content of the base register, if its sum with the displacement cannot wrap around where it is
+    /// an address at all of the group's range.
+    fn plain_base(&self, op: &Op) -> Option<Value> {
+        let simple = usize::from(op.index) == ZERO && !matches!(usize::from(op.base), ZERO | RIP);
+        let near = self.displacement(op).abs() < NEAR && !matches!(usize::from(op.seg), seg::FS | seg::GS);
+        (self.word == 4 && simple && near).then(|| self.get(usize::from(op.base)))
     }
 
     /// The linear address of a memory operand.
     fn address(&mut self, op: &Op, next: u32) -> Option<Value> {
-        if op.asize != 8 {
+        if op.asize != self.word {
             return None;
         }
         let base = self.base(op, next);
@@ -128,22 +146,27 @@ impl Values {
         let i = &insn.instruction;
         let (rsp, rbp) = (self.get(gpr::RSP), self.get(gpr::RBP));
         let moved = |value: Value, by: i64| Value { offset: value.offset.wrapping_add(by), ..value };
+        let word = i64::from(self.word);
         match insn.how {
             How::Nothing => return,
-            How::Push => return self.set(gpr::RSP, moved(rsp, -8)),
+            How::Push => return self.set(gpr::RSP, moved(rsp, -word)),
             How::Pop => {
-                self.set(gpr::RSP, moved(rsp, 8));
+                self.set(gpr::RSP, moved(rsp, word));
                 return self.forget(usize::from(insn.op.r1));
             }
             How::Leave => {
-                self.set(gpr::RSP, moved(rbp, 8));
+                self.set(gpr::RSP, moved(rbp, word));
                 return self.forget(gpr::RBP);
             }
-            How::Lea if insn.op.asize == 8 && usize::from(insn.op.index) == ZERO && i.op0_register().size() == 8 => {
+            How::Lea
+                if insn.op.asize == self.word
+                    && usize::from(insn.op.index) == ZERO
+                    && i.op0_register().size() == usize::from(self.word) =>
+            {
                 let value = self.base(&insn.op, insn.next);
                 return self.set(usize::from(insn.op.r1), value);
             }
-            How::Rewrite | How::Copy => {
+            How::Rewrite | How::Copy | How::Short => {
                 if let Some((r, value)) = self.sum(i) {
                     return self.set(r, value);
                 }
@@ -165,13 +188,14 @@ impl Values {
 
     /// The register and its new content, after an instruction that copies a register or adds a constant to it.
     fn sum(&self, i: &Instruction) -> Option<(usize, Value)> {
-        if i.op0_kind() != OpKind::Register || !i.op0_register().is_gpr64() {
+        let whole = |r: Register| r.is_gpr() && r.size() == usize::from(self.word);
+        if i.op0_kind() != OpKind::Register || !whole(i.op0_register()) {
             return None;
         }
         let target = usize::from(number(i.op0_register()));
         let value = self.get(target);
         let by = match (i.mnemonic(), i.op_count()) {
-            (Mnemonic::Mov, 2) if i.op1_kind() == OpKind::Register && i.op1_register().is_gpr64() => {
+            (Mnemonic::Mov, 2) if i.op1_kind() == OpKind::Register && whole(i.op1_register()) => {
                 return Some((target, self.get(usize::from(number(i.op1_register())))));
             }
             (Mnemonic::Add, 2) => constant(i)?,
@@ -187,7 +211,8 @@ impl Values {
 /// The second operand, if it is an immediate.
 fn constant(i: &Instruction) -> Option<i64> {
     match i.op1_kind() {
-        OpKind::Immediate8to64 | OpKind::Immediate32to64 => Some(i.immediate(1) as i64),
+        OpKind::Immediate8to64 | OpKind::Immediate32to64 | OpKind::Immediate8to32 => Some(i.immediate(1) as i64),
+        OpKind::Immediate32 => Some(i64::from(i.immediate32() as i32)),
         _ => None,
     }
 }
@@ -206,6 +231,7 @@ pub(super) fn stays(how: How) -> bool {
             | How::Lea
             | How::MovImmediate
             | How::Bswap
+            | How::Short
             | How::Vector
             | How::Rewrite
     )
@@ -214,7 +240,7 @@ pub(super) fn stays(how: How) -> bool {
 /// Whether an instruction runs without any access and cannot leave its block.
 pub(super) fn touches_registers_only(insn: &Insn) -> bool {
     match insn.how {
-        How::Nothing | How::Copy | How::Lea | How::MovImmediate | How::Bswap => true,
+        How::Nothing | How::Copy | How::Lea | How::MovImmediate | How::Bswap | How::Short => true,
         How::Rewrite => !uses_memory(&insn.instruction),
         _ => false,
     }
@@ -229,6 +255,8 @@ struct Access {
     offset: i64,
     size: i64,
     write: bool,
+    /// See [`Values::plain_base`].
+    base: Option<Value>,
 }
 
 struct Group {
@@ -240,8 +268,8 @@ struct Group {
 }
 
 /// Finds the groups of a block and notes them in its instructions.
-pub(super) fn plan(insns: &mut [Insn], info: &mut InstructionInfoFactory) {
-    let mut values = Values::new();
+pub(super) fn plan(insns: &mut [Insn], info: &mut InstructionInfoFactory, legacy: bool) {
+    let mut values = Values::new(if legacy { 4 } else { 8 });
     let mut groups: Vec<Group> = Vec::new();
     let mut open = 0;
     for (n, insn) in insns.iter().enumerate() {
@@ -270,6 +298,7 @@ pub(super) fn plan(insns: &mut [Insn], info: &mut InstructionInfoFactory) {
                 start: (group.low - member.offset) as i32,
                 span: (group.high - group.low) as u32,
                 write: group.write,
+                plain: !legacy || member.base.is_some() && member.base == group.members[0].base,
                 slot,
             };
             let insn = &mut insns[member.insn];
@@ -302,20 +331,22 @@ fn join(groups: &mut Vec<Group>, open: usize, access: Access) {
 /// The accesses of an instruction that can be in a group: its memory operand and its place on the stack.
 fn accesses(n: usize, insn: &Insn, values: &mut Values, info: &mut InstructionInfoFactory) -> [Option<Access>; 2] {
     let i = &insn.instruction;
+    let word = i64::from(values.word);
     let rsp = values.get(gpr::RSP);
     let stack = |value: Value, by: i64, write: bool| {
         let offset = value.offset.wrapping_add(by);
-        Some(Access { insn: n, stack: true, root: value.root, offset, size: 8, write })
+        let base = (word == 4).then_some(value);
+        Some(Access { insn: n, stack: true, root: value.root, offset, size: word, write, base })
     };
     let on_stack = match (insn.how, i.mnemonic()) {
-        (How::Push, _) | (How::Branch, Mnemonic::Call) => stack(rsp, -8, true),
+        (How::Push, _) | (How::Branch, Mnemonic::Call) => stack(rsp, -word, true),
         (How::Pop, _) | (How::Branch, Mnemonic::Ret) => stack(rsp, 0, false),
         (How::Leave, _) => stack(values.get(gpr::RBP), 0, false),
         _ => None,
     };
     let operand = (0..i.op_count()).find(|&n| i.op_kind(n) == OpKind::Memory);
     let operand = match (insn.how, operand) {
-        (How::Branch, Some(_)) => Some((8, false)),
+        (How::Branch, Some(_)) => Some((word, false)),
         (How::Rewrite | How::Vector, Some(operand)) if super::vector::alignment_of(insn) == 1 => {
             let options = InstructionInfoOptions::NO_MEMORY_USAGE | InstructionInfoOptions::NO_REGISTER_USAGE;
             let access = info.info_options(i, options).op_access(operand);
@@ -325,7 +356,8 @@ fn accesses(n: usize, insn: &Insn, values: &mut Values, info: &mut InstructionIn
     };
     let operand = operand.and_then(|(size, write)| {
         let value = values.address(&insn.op, insn.next)?;
-        Some(Access { insn: n, stack: false, root: value.root, offset: value.offset, size, write })
+        let base = values.plain_base(&insn.op);
+        Some(Access { insn: n, stack: false, root: value.root, offset: value.offset, size, write, base })
     });
     [operand, on_stack]
 }
@@ -348,7 +380,7 @@ fn keeps(insn: &Insn, member: bool) -> bool {
         .filter(|&n| resident(number(i.op_register(n))).is_none())
         .count();
     match insn.how {
-        How::Nothing | How::Copy | How::MovImmediate | How::Bswap => true,
+        How::Nothing | How::Copy | How::MovImmediate | How::Bswap | How::Short => true,
         How::Lea => !takes_r14(&insn.op),
         How::Rewrite | How::Vector => spilled == 0 && memory == member,
         How::Push | How::Pop | How::Leave => member,
@@ -369,7 +401,7 @@ mod tests {
 
     #[test]
     fn values_follow_constants_only() {
-        let mut values = Values::new();
+        let mut values = Values::new(8);
         let decode = |bytes: &[u8]| iced_x86::Decoder::new(64, bytes, iced_x86::DecoderOptions::NONE).decode();
         // ADD RAX, 16; SUB RAX, -8; INC RAX; MOV RBX, RAX; ADD EAX, 1; ADD RAX, RBX; MOV EBX, EAX
         for (bytes, expected) in [

@@ -1,4 +1,4 @@
-//! PUSH, POP and LEAVE in 64-bit mode with 64-bit operands.
+//! PUSH, POP and LEAVE of whole words of the stack: 64 bits in 64-bit mode, else 32.
 
 use iced_x86::OpKind;
 
@@ -10,28 +10,30 @@ use crate::jit::context::at;
 impl Translator<'_> {
     /// PUSH of a register or an immediate.
     pub(super) fn push(&mut self, insn: &Insn) {
-        let place = self.stack_access(insn, R13, -8, true);
+        let word = self.word() as i32;
+        let place = self.stack_access(insn, R13, -word, true);
         if insn.instruction.op0_kind() == OpKind::Register {
             let source = self.in_register(insn.op.r1, RCX);
-            self.asm.store(&place, source);
+            self.store_word(&place, source);
         } else {
-            // MOV m64, imm32
-            self.asm.op_mem(true, &[0xc7], 0, &place);
+            // MOV m64, imm32 or MOV m32, imm32
+            self.asm.op_mem(!self.legacy, &[0xc7], 0, &place);
             self.asm.u32(insn.op.imm as u32);
         }
-        self.asm.lea(true, R13, &Mem::base(R13, -8));
+        self.add_word(R13, R13, -word);
     }
 
     /// PUSH of a memory operand. Nothing is changed before both accesses are known to succeed.
     pub(super) fn push_memory(&mut self, insn: &Insn) {
+        let word = self.word();
         self.address(insn);
-        self.check(insn, 8, false);
-        self.asm.load(RCX, &Self::operand());
+        self.check(insn, word, false);
+        self.load_word(RCX, &Self::operand());
         self.asm.store(&Mem::context(at!(scratch)), RCX);
-        self.asm.lea(true, R15, &Mem::base(R13, -8));
-        self.check(insn, 8, true);
+        self.add_word(R15, R13, -(word as i32));
+        self.check(insn, word, true);
         self.asm.load(RCX, &Mem::context(at!(scratch)));
-        self.asm.store(&Self::operand(), RCX);
+        self.store_word(&Self::operand(), RCX);
         self.asm.mov(R13, R15);
     }
 
@@ -40,21 +42,21 @@ impl Translator<'_> {
         let place = self.stack_access(insn, R13, 0, false);
         match resident(insn.op.r1) {
             // POP RSP: the value popped wins.
-            Some(R13) => return self.asm.load(R13, &place),
-            Some(host) => self.asm.load(host, &place),
+            Some(R13) => return self.load_word(R13, &place),
+            Some(host) => self.load_word(host, &place),
             None => {
                 self.asm.load(RCX, &place);
                 self.asm.store(&spilled(insn.op.r1), RCX);
             }
         }
-        self.asm.lea(true, R13, &Mem::base(R13, 8));
+        self.add_word(R13, R13, self.word() as i32);
     }
 
     /// LEAVE.
     pub(super) fn leave(&mut self, insn: &Insn) {
         let place = self.stack_access(insn, RBP, 0, false);
-        self.asm.load(RCX, &place);
-        self.asm.lea(true, R13, &Mem::base(RBP, 8));
+        self.load_word(RCX, &place);
+        self.add_word(R13, RBP, self.word() as i32);
         self.asm.mov(RBP, RCX);
     }
 }

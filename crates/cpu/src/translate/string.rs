@@ -1,5 +1,5 @@
 //! MOVS and STOS, repeated inside one page on each side, and single MOVS, STOS and LODS: forward, without a segment
-//! override, with 64-bit addresses. The rest is the interpreter's: it works page by page, too, and looks at events between
+//! override, with addresses of the mode's own width. The rest is the interpreter's: it works page by page, too, and looks at events between
 //! pages; and such a long operation does not notice the way there.
 
 use iced_x86::{Instruction, Mnemonic};
@@ -7,7 +7,7 @@ use iced_x86::{Instruction, Mnemonic};
 use super::asm::{Mem, reg::*};
 use super::block::{Insn, Translator};
 use super::classify::How;
-use crate::decode::Op;
+use crate::decode::{Ea, Op};
 use crate::jit::context::{at, table};
 use crate::state::NULL_SEG;
 
@@ -21,7 +21,11 @@ pub(super) fn form(i: &Instruction) -> How {
 }
 
 /// Whether its addresses are plain ones.
-pub(super) fn addressable(op: &Op) -> bool {
+pub(super) fn addressable(op: &Op, legacy: bool) -> bool {
+    if legacy {
+        // Of STOS, whose segment cannot be another than ES, the operation has none.
+        return op.asize == 4 && (op.ea == Ea::Flat || usize::from(op.seg) == NULL_SEG);
+    }
     op.asize == 8 && usize::from(op.seg) == NULL_SEG
 }
 
@@ -101,10 +105,10 @@ impl Translator<'_> {
                 self.asm.load(RCX, &Mem::context(at!(scratch)));
             }
             self.element_move(shift, true, if kind == Kind::Movs { RCX } else { RAX });
-            self.asm.lea(true, RDI, &Mem::base(RDI, size as i32));
+            self.add_word(RDI, RDI, size as i32);
         }
         if kind != Kind::Stos {
-            self.asm.lea(true, RSI, &Mem::base(RSI, size as i32));
+            self.add_word(RSI, RSI, size as i32);
         }
     }
 
@@ -156,7 +160,7 @@ impl Translator<'_> {
         self.check_range(insn, shift, true);
         self.asm.load(R14, &Mem::context(at!(scratch)));
         for (r, field) in [(RDI, at!(scratch)), (RSI, at!(scratch2))] {
-            self.asm.lea(true, RCX, &Mem::indexed(r, R12, shift, 0));
+            self.asm.lea(!self.legacy, RCX, &Mem::indexed(r, R12, shift, 0));
             self.asm.store(&Mem::context(field), RCX);
         }
         self.asm.mov(RDI, R15);
@@ -171,7 +175,7 @@ impl Translator<'_> {
         self.check_count(insn);
         self.asm.mov(R15, RDI);
         self.check_range(insn, shift, true);
-        self.asm.lea(true, R14, &Mem::indexed(RDI, R12, shift, 0));
+        self.asm.lea(!self.legacy, R14, &Mem::indexed(RDI, R12, shift, 0));
         self.asm.mov(RDI, R15);
         self.repeat(0xaa, shift);
         self.asm.mov(RDI, R14);

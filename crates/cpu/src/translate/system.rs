@@ -56,16 +56,17 @@ pub(super) fn form(i: &Instruction, flow: Flow, request: &Request<'_>) -> Option
     let kernel = request.access != USER;
     let native = match i.mnemonic() {
         N::Cli | N::Sti | N::Clac | N::Stac | N::Swapgs | N::Sysretq => kernel,
-        N::Pushfq | N::Popfq | N::Syscall | N::Rdpid | N::Cld => true,
         // Two runs do not read the same.
         N::Rdtsc | N::Rdtscp => request.host_counter && !request.checking,
+        N::Pushfq | N::Popfq | N::Pushfd | N::Popfd | N::Rdpid | N::Cld => true,
+        N::Syscall => request.mode.is_64(),
         N::Rdfsbase | N::Rdgsbase | N::Wrfsbase | N::Wrgsbase => request.cr4 & cr4::FSGSBASE != 0,
-        N::Mov if matches!(i.code(), Code::Mov_r64_cr) => kernel && control_register(i).is_some(),
+        N::Mov if matches!(i.code(), Code::Mov_r64_cr | Code::Mov_r32_cr) => kernel && control_register(i).is_some(),
         N::Mov if matches!(i.code(), Code::Mov_r64m16_Sreg | Code::Mov_r32m16_Sreg) => i.op0_kind() == OpKind::Register,
         _ => return None,
     };
     // Where this guest CPU does not have the instruction, the block ends at it.
-    let ending = matches!(i.mnemonic(), N::Sti | N::Popfq | N::Syscall | N::Sysretq);
+    let ending = matches!(i.mnemonic(), N::Sti | N::Popfq | N::Popfd | N::Syscall | N::Sysretq);
     let native = native && (flow == Flow::Next || ending);
     Some(if native { How::System } else { How::Interpret })
 }
@@ -107,8 +108,8 @@ impl Translator<'_> {
             N::Sti => self.sti(insn),
             N::Stac | N::Clac => self.change_access(insn),
             N::Swapgs => self.swapgs(),
-            N::Pushfq => self.pushf(insn),
-            N::Popfq => self.popf(insn),
+            N::Pushfq | N::Pushfd => self.pushf(insn),
+            N::Popfq | N::Popfd => self.popf(insn),
             N::Syscall => self.syscall(insn),
             N::Sysretq => self.sysret(insn),
             N::Rdfsbase | N::Rdgsbase => self.read_base(insn),
@@ -119,9 +120,9 @@ impl Translator<'_> {
                 self.put_register(insn.op.r1, RCX);
             }
             N::Rdtsc | N::Rdtscp => self.read_counter(insn),
-            N::Mov if i.code() == Code::Mov_r64_cr => {
+            N::Mov if matches!(i.code(), Code::Mov_r64_cr | Code::Mov_r32_cr) => {
                 self.vcpu(RCX);
-                self.asm.load(RCX, &Mem::base(RCX, control_register(i).unwrap_or(0)));
+                self.load_word(RCX, &Mem::base(RCX, control_register(i).unwrap_or(0)));
                 self.put_register(insn.op.r1, RCX);
             }
             _ => {
@@ -327,16 +328,17 @@ impl Translator<'_> {
     }
 
     fn pushf(&mut self, insn: &Insn) {
-        self.asm.lea(true, R15, &Mem::base(R13, -8));
-        self.check(insn, 8, true);
+        let word = self.word();
+        self.add_word(R15, R13, -(word as i32));
+        self.check(insn, word, true);
         self.asm.lea(true, R15, &Self::operand());
         self.vcpu(R14);
         self.spare_flags();
         self.arithmetic_flags();
         self.asm.op_mem(true, &[0x0b], RCX, &Mem::base(R14, SYS));
-        self.asm.store(&Mem::base(R15, 0), RCX);
+        self.store_word(&Mem::base(R15, 0), RCX);
         self.recall_flags();
-        self.asm.lea(true, R13, &Mem::base(R13, -8));
+        self.add_word(R13, R13, -(word as i32));
     }
 
     /// POPF that changes no more than the arithmetic flags and, in the kernel, IF.
@@ -345,14 +347,14 @@ impl Translator<'_> {
         let kernel = self.access != USER;
         let watched = if kernel { WATCHED & !rflags::IF } else { WATCHED };
         self.asm.mov(R15, R13);
-        self.check(insn, 8, false);
+        self.check(insn, self.word(), false);
         if kernel {
             self.asm.store(&Mem::context(at!(scratch)), R14);
             self.vcpu(R14);
             self.unless_interrupt_waits(insn);
             self.asm.load(R14, &Mem::context(at!(scratch)));
         }
-        self.asm.load(RCX, &Self::operand());
+        self.load_word(RCX, &Self::operand());
         self.vcpu(R14);
         self.asm.load(R15, &Mem::base(R14, SYS));
         // XOR R15, RCX; TEST R15D, imm32
@@ -368,7 +370,7 @@ impl Translator<'_> {
             self.asm.op_mem(true, &[0x31], R15, &Mem::base(R14, SYS));
         }
         self.load_arithmetic_flags();
-        self.asm.lea(true, R13, &Mem::base(R13, 8));
+        self.add_word(R13, R13, self.word() as i32);
     }
 
     /// Loads CS and SS as [`FastCalls`] has them, and the privilege level; R14 is the vCPU. Uses RCX.

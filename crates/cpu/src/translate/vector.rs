@@ -1,12 +1,12 @@
 //! SSE, AVX and AVX-512 instructions: the guest's vector registers are the host's while emitted code runs, from the first
 //! instruction that wants them until Rust is called.
 
-use iced_x86::{EncodingKind, Instruction, Mnemonic, OpAccess, OpKind};
+use iced_x86::{EncodingKind, Instruction, Mnemonic, OpAccess, OpCodeOperandKind as Kind, OpKind};
 
 use super::asm::{Mem, reg::*};
 use super::block::{Insn, Translator};
 use super::classify::{How, uses_memory};
-use super::rewrite::{fields, number, writes};
+use super::rewrite::{add_prefix, fields, number, writes};
 use super::{resident, spilled};
 use crate::jit::context::at;
 
@@ -75,7 +75,7 @@ fn is_masked(mnemonic: Mnemonic) -> bool {
     matches!(mnemonic, N::Vmaskmovps | N::Vmaskmovpd | N::Vpmaskmovd | N::Vpmaskmovq)
 }
 
-/// Instructions with implied operands that are not in place, or that touch x87 state.
+/// Instructions with implied operands that are not in place, or that touch x87 state and MXCSR.
 fn is_odd(mnemonic: Mnemonic) -> bool {
     use Mnemonic as N;
     matches!(
@@ -85,14 +85,22 @@ fn is_odd(mnemonic: Mnemonic) -> bool {
             | N::Vmaskmovdqu
             | N::Pcmpestri
             | N::Pcmpestrm
+            | N::Pcmpestri64
+            | N::Pcmpestrm64
             | N::Pcmpistri
             | N::Pcmpistrm
             | N::Vpcmpestri
             | N::Vpcmpestrm
+            | N::Vpcmpestri64
+            | N::Vpcmpestrm64
             | N::Vpcmpistri
             | N::Vpcmpistrm
             | N::Cvtpi2ps
             | N::Cvtpi2pd
+            | N::Cvtps2pi
+            | N::Cvttps2pi
+            | N::Cvtpd2pi
+            | N::Cvttpd2pi
     )
 }
 
@@ -136,6 +144,19 @@ enum Prefix {
     Evex(u8, u8, u8),
 }
 
+impl Prefix {
+    /// The prefix of an instruction outside 64-bit mode, for 64-bit mode: without bits that mean nothing there.
+    fn widened(self, ignores_w: bool) -> Self {
+        let w = if ignores_w { 0x80 } else { 0 };
+        match self {
+            // R and X are set, or it would be another instruction; B and the upper bit of vvvv are ignored.
+            Prefix::Vex(first, second) => Prefix::Vex(first | 0xe0, (second | 0x40) & !w),
+            Prefix::Evex(first, second, third) => Prefix::Evex(first | 0xf0, (second | 0x40) & !w, third | 8),
+            Prefix::Rex(bits) => Prefix::Rex(bits),
+        }
+    }
+}
+
 fn take_apart(bytes: &[u8]) -> Pieces<'_> {
     let mut prefixes = Vec::new();
     let mut rex = 0;
@@ -143,9 +164,7 @@ fn take_apart(bytes: &[u8]) -> Pieces<'_> {
     loop {
         match bytes[at] {
             byte @ (0x66 | 0xf2 | 0xf3) => {
-                if !prefixes.contains(&byte) {
-                    prefixes.push(byte);
-                }
+                add_prefix(&mut prefixes, byte);
                 rex = 0;
             }
             0x67 | 0x26 | 0x2e | 0x36 | 0x3e | 0x64 | 0x65 => rex = 0,
@@ -224,7 +243,19 @@ impl Translator<'_> {
         if i.op_count() == 0 {
             return self.asm.put(bytes);
         }
-        let pieces = take_apart(bytes);
+        let mut low = [0];
+        let mut pieces = take_apart(bytes);
+        if self.legacy {
+            pieces.prefix = pieces.prefix.widened(i.op_code().is_wig32());
+            let register = (0..i.op_count()).any(|n| {
+                matches!(i.op_code().op_kind(n), Kind::xmm_is4 | Kind::ymm_is4 | Kind::xmm_is5 | Kind::ymm_is5)
+            });
+            if let (true, [last]) = (register, pieces.immediate) {
+                // The upper bit of the fourth register's number means nothing there.
+                low[0] = last & 0x7f;
+                pieces.immediate = &low;
+            }
+        }
         let fields = fields(insn);
         let memory = uses_memory(i);
         let mut rm = Rm::Kept;

@@ -37,14 +37,16 @@ pub(super) fn is_x87(i: &Instruction) -> bool {
 }
 
 /// Whether it runs here, at a level of [`level`]: exactly when SSE instructions do, x87 instructions are not refused either.
-pub(super) fn form(i: &Instruction, available: u8) -> How {
+pub(super) fn form(i: &Instruction, available: u8, legacy: bool) -> How {
     use Mnemonic as N;
     let own = matches!(
         i.mnemonic(),
         N::Fninit | N::Fnstenv | N::Fldenv | N::Fnsave | N::Frstor | N::Fneni | N::Fndisi | N::Fnsetpm
     );
     let sized = !uses_memory(i) || matches!(i.memory_size().size(), 2 | 4 | 8 | 10);
-    let far = uses_memory(i) && matches!(i.memory_segment(), iced_x86::Register::FS | iced_x86::Register::GS);
+    use iced_x86::Register as R;
+    let segment = i.memory_segment();
+    let far = uses_memory(i) && (matches!(segment, R::FS | R::GS) || legacy && !matches!(segment, R::DS | R::SS));
     if available < level::SSE || own || !sized || far { How::Interpret } else { How::X87 }
 }
 
@@ -121,6 +123,13 @@ impl Translator<'_> {
             operand = Some(if insn.op.flags & op_flag::STACK != 0 { seg::SS } else { seg::DS });
         }
         self.x87_last = Some(Last { start: insn.start, opcode, operand });
+    }
+
+    /// As [`Translator::note_x87`], keeping R15.
+    pub(super) fn note_x87_keeping_address(&mut self) {
+        self.asm.store(&Mem::context(at!(scratch)), R15);
+        self.note_x87();
+        self.asm.load(R15, &Mem::context(at!(scratch)));
     }
 
     /// Tells the vCPU of the last x87 instruction. Uses RCX, R14, R15; keeps flags.

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use cpu::{Environment, Events, Exit, Features, SharedCpus, Vcpu};
+use cpu::{Environment, Events, Exit, Features, SharedCpus, TranslatorOptions, Vcpu};
 use memory::{GuestMemory, MemoryOptions};
 use platform::x86::{VcpuState, gpr};
 
@@ -63,6 +63,10 @@ pub(crate) struct Guest {
     images: Vec<[u8; MEMORY_LEN]>,
     /// Where the last program's code lies.
     code: (u64, usize),
+    /// Programs that run as translated code; how many there were.
+    translated: Option<u32>,
+    /// Blocks that translators made that are no more.
+    blocks: u64,
 }
 
 impl Guest {
@@ -87,7 +91,30 @@ impl Guest {
             Arc::new(SharedCpus::default()),
             Arc::new(features),
         );
-        Self { vcpu, memory, kernel, base, images: images.to_vec(), code: (0, 0) }
+        Self { vcpu, memory, kernel, base, images: images.to_vec(), code: (0, 0), translated: None, blocks: 0 }
+    }
+
+    /// The same with translated code, from the first time on that something runs.
+    pub(crate) fn translating(mut self) -> Self {
+        self.translated = Some(0);
+        self
+    }
+
+    /// Blocks that were translated.
+    pub(crate) fn translated_blocks(&self) -> u64 {
+        self.blocks + self.vcpu.translator_counters().map_or(0, |counters| counters.blocks)
+    }
+
+    /// A page that is written too often is not translated any more, so that a translator serves for some programs only.
+    fn renew_translator(&mut self) {
+        const PROGRAMS: u32 = 64;
+        let Some(count) = self.translated.as_mut() else { return };
+        if *count % PROGRAMS == 0 {
+            self.blocks += self.vcpu.translator_counters().map_or(0, |counters| counters.blocks);
+            let options = TranslatorOptions { cache_bytes: 1 << 20, threshold: 1, check: 0 };
+            self.vcpu.set_translator(Some(options)).expect("this host runs translated code");
+        }
+        *count += 1;
     }
 
     pub(crate) fn set_own_image(&mut self, image: &[u8; MEMORY_LEN]) {
@@ -101,6 +128,7 @@ impl Guest {
         trace: Option<&mut Vec<u64>>,
         outcome: &mut Outcome,
     ) -> Result<(), Failure> {
+        self.renew_translator();
         self.load(input);
         match trace {
             None => {

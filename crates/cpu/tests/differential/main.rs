@@ -1,4 +1,4 @@
-//! The interpreter against the host's own CPU: random user-mode programs must end in the same state on both.
+//! The interpreter and the translator against the host's own CPU: random user-mode programs must end in the same state on all.
 //!
 //! * [`generate`] makes programs that cover every encoding of the instruction set's user-mode part;
 //! * [`native`] runs them on the host in a sandbox process, [`guest`] on a vCPU;

@@ -23,10 +23,22 @@ pub(crate) struct Mismatch {
     pub(crate) report: String,
 }
 
+/// How the vCPU runs a program.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Way {
+    /// In the interpreter, by blocks.
+    Blocks,
+    /// As translated code.
+    Translated,
+    /// In the interpreter, instruction by instruction.
+    Single,
+}
+
 pub(crate) struct Runner {
     sandbox: Sandbox,
-    /// In the order of [`Kernel`].
+    /// In the order of [`Kernel`]: interpreters, and translators.
     guests: [Guest; 2],
+    translators: [Guest; 2],
     images: Box<[[u8; MEMORY_LEN]; IMAGES + 1]>,
     constants: [u8; PAGE as usize],
     places: Places,
@@ -52,11 +64,25 @@ impl Runner {
         let cpuid = Cpuid::new(xfeatures);
         let limits = Limits { ldt: sandbox.has_ldt(), fsgsbase: sandbox.has_fsgsbase(), amd: cpuid.amd };
         let host = Host { ldt: limits.ldt, fsgsbase: limits.fsgsbase, xfeatures };
-        let guests = [Kernel::Long, Kernel::Protected].map(|kernel| Guest::new(kernel, &images, &constants, host));
+        let new = |kernel| Guest::new(kernel, &images, &constants, host);
+        let guests = [Kernel::Long, Kernel::Protected].map(new);
+        let translators = [Kernel::Long, Kernel::Protected].map(|kernel| new(kernel).translating());
         let encoder = Encoder::new(mode.bits());
         let ours = Outcome::new();
         let places = Places::new(xfeatures);
-        Ok(Self { sandbox, guests, images, constants, places, limits, cpuid, encoder, ours, trace: Vec::new() })
+        Ok(Self {
+            sandbox,
+            guests,
+            translators,
+            images,
+            constants,
+            places,
+            limits,
+            cpuid,
+            encoder,
+            ours,
+            trace: Vec::new(),
+        })
     }
 
     /// Runs programs of consecutive seeds until `instructions` were executed in all or `most` differences found.
@@ -110,25 +136,27 @@ impl Runner {
         self.sandbox = Sandbox::start(&self.images, &self.constants).expect("it started before");
     }
 
-    /// Runs a program on the vCPU and compares. A program with branches is run both ways: whole blocks, and single
-    /// instructions.
+    /// Runs a program on the vCPU and compares: whole blocks, as translated code, and, if it has branches, single instructions.
     fn check(&mut self, program: &Program, native: &Outcome) -> Vec<String> {
         self.trace.clear();
-        let mut lines = self.check_run(program, native, false);
+        let mut lines = self.check_run(program, native, Way::Blocks);
+        lines.extend(self.check_run(program, native, Way::Translated));
         if program.branches {
-            lines.extend(self.check_run(program, native, true));
+            lines.extend(self.check_run(program, native, Way::Single));
         }
         lines
     }
 
-    fn check_run(&mut self, program: &Program, native: &Outcome, traced: bool) -> Vec<String> {
-        let trace = traced.then_some(&mut self.trace);
-        match self.guests[program.kernel as usize].run(&program.input, trace, &mut self.ours) {
+    fn check_run(&mut self, program: &Program, native: &Outcome, way: Way) -> Vec<String> {
+        let trace = (way == Way::Single).then_some(&mut self.trace);
+        let guests = if way == Way::Translated { &mut self.translators } else { &mut self.guests };
+        let lines = match guests[program.kernel as usize].run(&program.input, trace, &mut self.ours) {
             Ok(()) => differences(program, native, &self.ours, &self.places),
             Err(failure) => {
                 vec![format!("host ended in vector {} at {:#x}, ours failed: {failure:?}", native.vector, native.rip)]
             }
-        }
+        };
+        lines.into_iter().map(|line| format!("{way:?}: {line}")).collect()
     }
 
     /// Runs one program on both sides.
@@ -217,7 +245,8 @@ impl Runner {
         }
         single.input.image = OWN_IMAGE as u16;
         self.sandbox.set_own_image(&state.memory);
-        self.guests.iter_mut().for_each(|guest| guest.set_own_image(&state.memory));
+        let guests = self.guests.iter_mut().chain(&mut self.translators);
+        guests.for_each(|guest| guest.set_own_image(&state.memory));
         self.cut(&single, i..i + 1)
     }
 
@@ -355,6 +384,9 @@ pub(crate) fn family(which: Family, mode: Mode, instructions: u64) {
     }
     assert!(mismatches.is_empty(), "the CPU and the host differ in {} cases", mismatches.len());
     if !settings.is_partial() {
+        let blocks: u64 = runner.translators.iter().map(Guest::translated_blocks).sum();
+        // What is in segments with a base is not translated.
+        assert!(blocks > coverage.programs || mode == Mode::Segmented16, "only {blocks} blocks were translated");
         let gaps = coverage.gaps(&codes, which, mode);
         assert!(gaps.is_empty(), "not everything was executed:\n{}", gaps.join("\n"));
     }
