@@ -7,7 +7,7 @@ use std::process::Stdio;
 
 use rustix::fs::{Mode, OFlags};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
-use rustix::termios::{LocalModes, Termios, tcgetattr};
+use rustix::termios::{LocalModes, Termios, Winsize, tcgetattr, tcsetwinsize};
 
 use crate::Console;
 
@@ -44,6 +44,15 @@ impl Terminal {
     /// The path of the program's side.
     pub fn path(&self) -> &PathBuf {
         &self.path
+    }
+
+    /// Makes the terminal so large.
+    ///
+    /// # Panics
+    /// It has no size.
+    pub fn set_size(&self, columns: u16, rows: u16) {
+        let size = Winsize { ws_col: columns, ws_row: rows, ws_xpixel: 0, ws_ypixel: 0 };
+        tcsetwinsize(&self.back, size).expect("a pseudo terminal has a size");
     }
 
     /// The program's side, for its stdin or stdout.

@@ -243,6 +243,7 @@ fn channels_that_cannot_be_had() {
     attach("virtio-input", &["virtio-input: name the event device"]);
     attach("virtio-input,/dev/input/none", &["/dev/input/none", "No such file"]);
     attach("virtio-input,disk", &["disk"]);
+    attach("virtio-input,unix:disk", &["unix:disk", "Connection refused"]);
 }
 
 #[test]

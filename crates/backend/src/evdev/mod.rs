@@ -1,11 +1,14 @@
 //! Input devices of the host (Linux' evdev): what they are, and the events they send.
 
+mod description;
 mod sys;
 
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::time::Duration;
 
 use rustix::fs::{Mode, OFlags};
 
@@ -18,6 +21,11 @@ const EVENTS: usize = 64;
 /// Types of events (`EV_*`), and axes (`ABS_*`).
 const TYPES: u8 = 0x20;
 const AXES: u8 = 0x40;
+/// Longest line of a description, and longest description, in bytes.
+const MAX_LINE: usize = 1024;
+const MAX_DESCRIPTION: usize = 64 << 10;
+/// How long a program may take for a line of its description.
+const PATIENCE: Duration = Duration::from_secs(10);
 /// The type of events about absolute axes.
 const EV_ABS: u8 = 3;
 
@@ -91,6 +99,23 @@ impl Evdev {
         Ok(Self { file, info })
     }
 
+    /// A device that another program has: it listens at `path`, describes the device in lines of text ([`description`]) up
+    /// to an empty one, then sends events as this kernel's devices do (`input_event`). It gets those for the device.
+    ///
+    /// # Errors
+    /// Nobody listens there, or the description is none.
+    pub fn connect(path: &Path) -> io::Result<Self> {
+        let stream = UnixStream::connect(path)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        let mut info = InputInfo::default();
+        let mut budget = MAX_DESCRIPTION;
+        while let Some(line) = read_line(&stream, &mut budget)? {
+            description::line(&mut info, &line)?;
+        }
+        stream.set_nonblocking(true)?;
+        Ok(Self { file: stream.into(), info })
+    }
+
     /// A device whose events come from any non-blocking file, for recorded ones.
     pub fn recorded(file: OwnedFd, info: InputInfo) -> Self {
         Self { file, info }
@@ -135,6 +160,21 @@ impl AsFd for Evdev {
     }
 }
 
+/// Reads a line and not a byte more; `None` for an empty one.
+fn read_line(mut stream: &UnixStream, budget: &mut usize) -> io::Result<Option<String>> {
+    let mut line = Vec::new();
+    loop {
+        let mut byte = [0];
+        io::Read::read_exact(&mut stream, &mut byte)?;
+        *budget = budget.checked_sub(1).filter(|_| line.len() < MAX_LINE).ok_or(io::ErrorKind::InvalidData)?;
+        match byte[0] {
+            b'\n' if line.is_empty() => return Ok(None),
+            b'\n' => return Ok(Some(String::from_utf8_lossy(&line).into_owned())),
+            byte => line.push(byte),
+        }
+    }
+}
+
 fn event(bytes: &[u8]) -> InputEvent {
     let word = |at: usize| u16::from_ne_bytes([bytes[at], bytes[at + 1]]);
     let value = u32::from_ne_bytes([bytes[20], bytes[21], bytes[22], bytes[23]]);
@@ -175,6 +215,30 @@ mod tests {
     fn what_is_no_input_device_is_refused() {
         assert!(Evdev::open(Path::new("/dev/null")).is_err());
         assert!(Evdev::open(Path::new("/dev/input/none")).is_err());
+    }
+
+    #[test]
+    fn a_device_of_another_program() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        let thread = std::thread::spawn(move || {
+            let mut stream = listener.accept().unwrap().0;
+            io::Write::write_all(&mut stream, b"N: keys\nI: 3 1 2 3\nB: 01 00 02\n\n").unwrap();
+            let far = Evdev::recorded(stream.into(), InputInfo::default());
+            far.write(InputEvent { kind: 1, code: 9, value: 1 }).unwrap();
+            // Two that are no device.
+            io::Write::write_all(&mut listener.accept().unwrap().0, b"hello\n\n").unwrap();
+            io::Write::write_all(&mut listener.accept().unwrap().0, &[b'x'; 2 * MAX_LINE]).unwrap();
+        });
+        let device = Evdev::connect(&path).unwrap();
+        assert_eq!((device.info().name.as_slice(), device.info().ids), (&b"keys"[..], [3, 1, 2, 3]));
+        assert!(Waker::new().unwrap().wait(&device));
+        assert_eq!(device.read().unwrap(), [InputEvent { kind: 1, code: 9, value: 1 }]);
+        assert!(Evdev::connect(&path).err().unwrap().to_string().contains("\"hello\" describes no input device"));
+        assert!(Evdev::connect(&path).is_err());
+        thread.join().unwrap();
+        assert!(Evdev::connect(&path).is_err());
     }
 
     #[test]

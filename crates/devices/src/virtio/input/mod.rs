@@ -2,7 +2,7 @@
 
 mod config_space;
 
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -23,7 +23,7 @@ use config_space::{CONFIG_SIZE, structure};
 
 /// How to hand over an input device.
 pub const FACTORY: PciFactory =
-    PciFactory { name: "virtio-input", help: "input device of the host; /dev/input/eventN", build };
+    PciFactory { name: "virtio-input", help: "input device of the host; /dev/input/eventN|unix:PATH", build };
 
 const QUEUE_SIZE: u16 = 64;
 /// Queues: events for the guest, and from it.
@@ -40,8 +40,12 @@ fn build(context: &BuildContext<'_>, node: &NodeRef<'_>) -> Result<Arc<PciFuncti
             "virtio-input: name the event device, as in virtio-input,/dev/input/event0".into(),
         ));
     };
-    let device = Evdev::open(&PathBuf::from(&path))
-        .map_err(|source| DeviceError::Host { what: format!("take the input device {path}"), source })?;
+    let device = match path.strip_prefix("unix:") {
+        Some(socket) => Evdev::connect(Path::new(socket)),
+        None => Evdev::open(Path::new(&path)),
+    };
+    let device =
+        device.map_err(|source| DeviceError::Host { what: format!("take the input device {path}"), source })?;
     transport::build(context, spec(), |virtio| Input::new(virtio, device))
 }
 
