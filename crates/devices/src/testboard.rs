@@ -45,8 +45,13 @@ pub(crate) struct TestBoard {
 impl TestBoard {
     /// A board without devices.
     pub(crate) fn bare() -> Self {
+        Self::with_memory(false)
+    }
+
+    /// The same, with memory that other processes can map.
+    fn with_memory(shared: bool) -> Self {
         let (ports, memory) = (Arc::new(Bus::new("port")), Arc::new(Bus::new("memory")));
-        let ram = GuestMemory::new(MemoryOptions { size: RAM, ..Default::default() }).unwrap();
+        let ram = GuestMemory::new(MemoryOptions { size: RAM, shared, ..Default::default() }).unwrap();
         let (pic, ioapic) = (Arc::new(RecordingIrq::default()), Arc::new(RecordingIrq::default()));
         let msi = Arc::new(RecordingMsi::default());
         let reset_control = Arc::new(ResetControl::default());
@@ -64,7 +69,7 @@ impl TestBoard {
 
     /// A board with the devices of a configuration, ready to run.
     pub(crate) fn try_new(keys: &[(&str, &str)]) -> Result<Self, DeviceError> {
-        let board = Self::bare();
+        let board = Self::with_memory(keys.iter().any(|(_, value)| value.starts_with("vhost-user:")));
         let mut config = Config::new(NoWarnings);
         for (key, value) in keys {
             config.set(key, *value).unwrap();

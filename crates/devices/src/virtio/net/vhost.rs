@@ -200,3 +200,6 @@ impl Persist for VhostNet {
         self.set_pairs(1);
     }
 }
+
+#[cfg(test)]
+mod tests;
