@@ -67,9 +67,11 @@ fn destination<T: Int>(vcpu: &mut Vcpu, op: &Op, write: bool) -> Step<u64> {
     vcpu.segment_linear(seg::ES, offset, T::BYTES, write)
 }
 
-/// How many elements a bulk round may take: the segment must be flat and offsets must not wrap.
+/// How many elements a bulk round may take: the segment must be flat and offsets must not wrap. A single element finds out
+/// whether it may be misaligned.
 fn bulk_limit<T: Int>(vcpu: &Vcpu, op: &Op, registers: &[usize], count: u64) -> u64 {
-    if vcpu.flags.sys & rflags::DF != 0 || !vcpu.mode.is_flat() {
+    let misaligned = || registers.iter().any(|&r| get_cut(vcpu, op, r) & (T::BYTES - 1) != 0);
+    if vcpu.flags.sys & rflags::DF != 0 || !vcpu.mode.is_flat() || vcpu.checks_alignment() && misaligned() {
         return 0;
     }
     let top = u64::MAX >> (op.ashift & 63);

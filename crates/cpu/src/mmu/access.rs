@@ -188,8 +188,13 @@ impl Vcpu {
         self.write_bytes(linear, &value.to_le_bytes()[..size as usize])
     }
 
+    /// Whether misaligned accesses raise #AC.
+    pub(crate) fn checks_alignment(&self) -> bool {
+        self.tlb.mode() == AccessMode::UserAligned
+    }
+
     fn check_alignment(&mut self, linear: u64, size: u64) -> Step {
-        if self.tlb.mode() == AccessMode::UserAligned && linear & (size - 1) != 0 {
+        if self.checks_alignment() && linear & (size - 1) != 0 {
             // The end of the segment comes first.
             self.second_piece(linear, size as usize)?;
             return Err(Trap::fault_code(vector::AC, 0));

@@ -23,6 +23,8 @@ pub(crate) fn read(instruction: &Instruction) -> u32 {
     match instruction.mnemonic() {
         Mnemonic::Pushf | Mnemonic::Pushfd | Mnemonic::Pushfq => ARITHMETIC,
         Mnemonic::Lahf => 0xd5,
+        // Also where the rotation comes full circle, for which iced-x86 says nothing: OF follows from CF.
+        Mnemonic::Rcl | Mnemonic::Rcr => eflags(RflagsBits::CF),
         _ => eflags(instruction.rflags_read()),
     }
 }

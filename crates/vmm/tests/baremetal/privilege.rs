@@ -12,7 +12,7 @@ crate::stamp! {
     software: privileged_instructions, ring_3_cannot_change_the_flag, syscall_and_sysret,
         control_registers_check_their_bits, sensitive_instructions_need_iopl, the_io_bitmap_opens_ports,
         the_io_bitmap_has_an_end, sysenter_and_sysexit, umip_hides_tables, tsd_hides_the_counter,
-        task_switched_traps_vector_instructions, alignment_is_checked_in_ring_3, syscall_wants_sce
+        task_switched_traps_vector_instructions, alignment_is_checked_in_ring_3, alignment_of_repeated_stores_is_checked, syscall_wants_sce
 }
 
 const UD: u8 = 6;
@@ -398,4 +398,18 @@ fn alignment_is_checked_in_ring_3(engine: EngineKind) {
             assert_eq!((machine.frame(true).error, machine.frame(true).rip), (0, at::USER_CODE + 10));
         }
     }
+}
+
+fn alignment_of_repeated_stores_is_checked(engine: EngineKind) {
+    let mut machine = Machine::protected(engine);
+    machine.state.cr0 |= cr0::AM;
+    machine.enter_user();
+    machine.set_flags(rflags::AC, 0);
+    machine.code(|a| {
+        a.mov(edi, at::DATA as u32 + 1)?;
+        a.mov(ecx, 8)?;
+        a.rep().stosw()
+    });
+    machine.run_to_handler(AC);
+    assert_eq!(machine.reg(gpr::RCX), 8, "nothing is stored before");
 }
