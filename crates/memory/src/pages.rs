@@ -75,6 +75,13 @@ impl PageMap {
         self.word(gpa).is_some_and(|word| word.load(Ordering::Acquire) & CODE != 0)
     }
 
+    /// The tag of a page that holds code: what is decoded from it after this call is valid while the tag is current.
+    #[inline]
+    pub fn code_tag(&self, gpa: u64) -> Option<CodeTag> {
+        let word = self.word(gpa)?.load(Ordering::SeqCst);
+        (word & CODE != 0).then_some(CodeTag(word))
+    }
+
     /// Whether what was decoded under `tag` is still what memory holds.
     #[inline]
     pub fn is_current(&self, gpa: u64, tag: CodeTag) -> bool {
@@ -182,6 +189,7 @@ mod tests {
         let map = PageMap::new(0x4000, 4 << 30, 0x2000).unwrap();
         let tag = map.mark_code(0x1234).unwrap();
         assert!(map.holds_code(0x1fff) && map.is_current(0x1000, tag));
+        assert_eq!((map.code_tag(0x1fff), map.code_tag(0x2000)), (Some(tag), None));
         assert!(!map.note_write(0x2000, 8), "another page");
         assert!(map.is_current(0x1000, tag));
         assert!(map.note_write(0xffc, 8), "a write that straddles into the page");

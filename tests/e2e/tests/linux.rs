@@ -138,6 +138,14 @@ fn four_cpus_until_halt() {
 }
 
 #[test]
+fn more_cpus_than_the_host_has() {
+    let mut guest = Linux::amd64().cpus(16).boot();
+    assert_eq!(guest.shell("nproc").trim(), "16");
+    guest.send("poweroff\n");
+    guest.expect_exit(1);
+}
+
+#[test]
 fn a_read_only_disk_until_panic() {
     let folder = files::scratch();
     let disk = files::copy_disk(folder.path());

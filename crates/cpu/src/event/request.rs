@@ -3,6 +3,7 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::thread;
 
 /// Bits of the events word.
 pub mod bit {
@@ -130,7 +131,12 @@ pub struct SharedCpus {
     vcpus: Mutex<Vec<Arc<Events>>>,
     bus_lock: Mutex<()>,
     code_lock: Mutex<()>,
+    /// A page was marked as code, and vCPUs may still write to it unnoticed.
+    claiming: AtomicBool,
 }
+
+/// Looks at a vCPU that is to answer before the waiting one lets the host run others: there may be more vCPUs than host CPUs.
+const LOOKS: u32 = 100;
 
 impl SharedCpus {
     /// Adds a vCPU.
@@ -149,36 +155,85 @@ impl SharedCpus {
         all.iter().filter(|events| !Arc::ptr_eq(events, own)).for_each(|events| events.nudge(bit::CODE));
     }
 
-    /// Lets one vCPU at a time turn pages into code. While waiting, `serve` answers requests of the holder.
-    pub(crate) fn code_lock(&self, mut serve: impl FnMut()) -> MutexGuard<'_, ()> {
-        loop {
-            match self.code_lock.try_lock() {
-                Ok(guard) => return guard,
-                Err(TryLockError::Poisoned(poisoned)) => return poisoned.into_inner(),
-                Err(TryLockError::WouldBlock) => {
-                    serve();
-                    std::hint::spin_loop();
-                }
+    /// Lets one vCPU at a time turn pages into code. The caller, whose mailbox is `own`, counts as outside the guest while it
+    /// waits, so that the holder need not wait for it; then `serve` answers what the holder has asked for.
+    pub(crate) fn code_lock(&self, own: &Events, serve: impl FnOnce()) -> MutexGuard<'_, ()> {
+        match self.code_lock.try_lock() {
+            Ok(guard) => guard,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => {
+                own.leave_guest();
+                let guard = self.code_lock.lock().unwrap_or_else(PoisonError::into_inner);
+                own.enter_guest();
+                serve();
+                guard
             }
         }
     }
 
+    /// Says that a page will be marked as code, until [`SharedCpus::sync_code`] has ended. Only for the holder of the code lock.
+    pub(crate) fn begin_claim(&self) {
+        self.claiming.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether no vCPU can write unnoticed to any page that was marked as code before this call.
+    pub(crate) fn is_settled(&self) -> bool {
+        !self.claiming.load(Ordering::SeqCst)
+    }
+
     /// Makes every other vCPU drop write permissions of code pages and waits until each has, or is outside the guest
-    /// (it will look before it enters). While waiting, `serve` answers the same request to the caller itself, so that
-    /// two vCPUs may wait for each other.
-    pub(crate) fn sync_code(&self, own: &Arc<Events>, mut serve: impl FnMut()) {
+    /// (it will look before it enters). Only for the holder of the code lock.
+    pub(crate) fn sync_code(&self, own: &Arc<Events>) {
         let others: Vec<_> = {
             let all = self.vcpus.lock().unwrap_or_else(PoisonError::into_inner);
             all.iter().filter(|events| !Arc::ptr_eq(events, own)).cloned().collect()
         };
         for events in &others {
-            events.raise(bit::SYNC_CODE);
+            events.nudge(bit::SYNC_CODE);
         }
         for events in &others {
+            let mut looks = 0;
             while events.must_acknowledge() {
-                serve();
-                std::hint::spin_loop();
+                if looks < LOOKS {
+                    looks += 1;
+                    std::hint::spin_loop();
+                } else {
+                    thread::yield_now();
+                }
             }
         }
+        self.claiming.store(false, Ordering::SeqCst);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_waits_for_the_code_lock_holds_nobody_up() {
+        let shared = Arc::new(SharedCpus::default());
+        let [own, other] = [(); 2].map(|()| Arc::new(Events::default()));
+        for events in [&own, &other] {
+            shared.join(events.clone());
+            events.enter_guest();
+        }
+        let guard = shared.code_lock(&own, || panic!("nobody has asked"));
+        shared.begin_claim();
+        assert!(!shared.is_settled());
+        let waiter = {
+            let (shared, other) = (shared.clone(), other.clone());
+            thread::spawn(move || {
+                let mut served = false;
+                drop(shared.code_lock(&other, || served = other.take(bit::SYNC_CODE) != 0));
+                served
+            })
+        };
+        // Ends as soon as the other one waits.
+        shared.sync_code(&own);
+        assert!(shared.is_settled());
+        drop(guard);
+        assert!(waiter.join().unwrap(), "it answers before it goes on");
+        assert!(own.in_guest.load(Ordering::SeqCst) && other.in_guest.load(Ordering::SeqCst));
     }
 }

@@ -536,14 +536,21 @@ impl Vcpu {
     /// Marks the page as holding code and makes sure that no vCPU can write to it unnoticed.
     pub(crate) fn claim_code_page(&mut self, phys: u64) -> memory::CodeTag {
         let shared = self.shared.clone();
-        let events = self.events.clone();
-        let _claim = shared.code_lock(|| self.serve_code_sync());
-        let held = self.memory.pages().holds_code(phys);
-        let tag = self.memory.pages().mark_code(phys).unwrap_or(memory::CodeTag(0));
-        if !held {
-            self.tlb.protect_code(phys & !0xfff);
-            shared.sync_code(&events, || self.serve_code_sync());
+        // Most pages are code on another vCPU already. The order matters: first the tag, then whether its claim has ended.
+        if let Some(tag) = self.memory.pages().code_tag(phys)
+            && shared.is_settled()
+        {
+            return tag;
         }
+        let events = self.events.clone();
+        let _claim = shared.code_lock(&events, || self.serve_code_sync());
+        if let Some(tag) = self.memory.pages().code_tag(phys) {
+            return tag;
+        }
+        shared.begin_claim();
+        let tag = self.memory.pages().mark_code(phys).unwrap_or(memory::CodeTag(0));
+        self.tlb.protect_code(phys & !0xfff);
+        shared.sync_code(&events);
         tag
     }
 
