@@ -15,8 +15,9 @@ const LISTED: [u64; 2] = [1 << 1, 1 << 2];
 const LARGE_PAGE: usize = 2 << 20;
 /// Bytes mapped, so that [`SIZE`] of them can be aligned.
 const MAPPED: usize = SIZE + LARGE_PAGE;
-/// A negated page address that no canonical address matches.
-const NOWHERE: u64 = (1u64 << 58).wrapping_neg();
+/// A negated page address of a slot in the middle: no access to the first or the last slot matches it, whatever its address,
+/// not even with its end in the next page.
+const NOWHERE: u64 = ((ENTRIES as u64 / 2) << 12).wrapping_neg();
 
 /// The context block with its tables, and what is needed to flush them in proportion to what was filled.
 pub(crate) struct Tables {

@@ -443,6 +443,30 @@ fn fault_frames_show_the_flags_of_every_instruction_before() {
     }
 }
 
+/// No entry of the TLB, empty ones included, matches an address that is not canonical.
+#[test]
+fn addresses_that_are_not_canonical_fault() {
+    // MOV [RBX], CL; MOV [RBX], ECX; MOV ECX, [RBX]; ADD [RBX], ECX
+    const ACCESSES: [&[u8]; 4] = [&[0x88, 0x0b], &[0x89, 0x0b], &[0x8b, 0x0b], &[0x01, 0x0b]];
+    for bit in 47..64 {
+        for (access, offset) in ACCESSES.iter().flat_map(|access| [(access, 0u64), (access, 0x7ff), (access, !0)]) {
+            let address = (1u64 << bit).wrapping_add(offset);
+            if ((address as i64) << 16) >> 16 == address as i64 {
+                continue;
+            }
+            let mut code = vec![0x48, 0xbb];
+            code.extend(address.to_le_bytes());
+            code.extend(*access);
+            code.push(0xf4);
+            let mut machine = translated(prepare(&code, 1));
+            machine.put(Machine::handler(13), 0xf4u8);
+            machine.bytes(&code);
+            run(&mut machine);
+            assert_eq!(machine.vcpu.rip(), Machine::handler(13) + 1, "{address:#x} {access:02x?}");
+        }
+    }
+}
+
 /// A program whose accesses lie close together, around the address in RBX, R9 and R13.
 fn neighbours(random: &mut Random) -> Vec<u8> {
     let mut code = Vec::new();
