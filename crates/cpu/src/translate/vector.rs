@@ -46,10 +46,9 @@ pub(super) fn form(i: &Instruction, available: u8) -> How {
         }
     }
     let memory = uses_memory(i);
-    let masked = memory && (i.has_op_mask() || is_masked(i.mnemonic()));
     // What has operands in both register files depends on the vendor.
     let mixed = mmx && (vectors || masks);
-    if !(vectors || masks || mmx) || mixed || !fits || masked || i.is_vsib() || is_odd(i.mnemonic()) {
+    if !(vectors || masks || mmx) || mixed || !fits || i.is_vsib() || is_odd(i.mnemonic()) {
         return How::Interpret;
     }
     if memory && !matches!(i.memory_size().size(), 1 | 2 | 4 | 8 | 16 | 32 | 64) {
@@ -69,12 +68,6 @@ pub(super) fn form(i: &Instruction, available: u8) -> How {
     }
 }
 
-/// Instructions whose mask decides which bytes are accessed.
-fn is_masked(mnemonic: Mnemonic) -> bool {
-    use Mnemonic as N;
-    matches!(mnemonic, N::Vmaskmovps | N::Vmaskmovpd | N::Vpmaskmovd | N::Vpmaskmovq)
-}
-
 /// Instructions with implied operands that are not in place, or that touch x87 state and MXCSR.
 fn is_odd(mnemonic: Mnemonic) -> bool {
     use Mnemonic as N;
@@ -83,18 +76,6 @@ fn is_odd(mnemonic: Mnemonic) -> bool {
         N::Maskmovq
             | N::Maskmovdqu
             | N::Vmaskmovdqu
-            | N::Pcmpestri
-            | N::Pcmpestrm
-            | N::Pcmpestri64
-            | N::Pcmpestrm64
-            | N::Pcmpistri
-            | N::Pcmpistrm
-            | N::Vpcmpestri
-            | N::Vpcmpestrm
-            | N::Vpcmpestri64
-            | N::Vpcmpestrm64
-            | N::Vpcmpistri
-            | N::Vpcmpistrm
             | N::Cvtpi2ps
             | N::Cvtpi2pd
             | N::Cvtps2pi
@@ -102,6 +83,21 @@ fn is_odd(mnemonic: Mnemonic) -> bool {
             | N::Cvtpd2pi
             | N::Cvttpd2pi
     )
+}
+
+/// PCMPxSTRx: compare strings; those that find an index leave it in ECX.
+fn compares_strings(mnemonic: Mnemonic) -> bool {
+    use Mnemonic as N;
+    let finds_mask = matches!(
+        mnemonic,
+        N::Pcmpestrm | N::Pcmpestrm64 | N::Pcmpistrm | N::Vpcmpestrm | N::Vpcmpestrm64 | N::Vpcmpistrm
+    );
+    finds_mask || finds_index(mnemonic)
+}
+
+fn finds_index(mnemonic: Mnemonic) -> bool {
+    use Mnemonic as N;
+    matches!(mnemonic, N::Pcmpestri | N::Pcmpestri64 | N::Pcmpistri | N::Vpcmpestri | N::Vpcmpestri64 | N::Vpcmpistri)
 }
 
 /// Alignment that the memory operand of an instruction must have, in bytes; 1 = none.
@@ -115,7 +111,8 @@ fn alignment(i: &Instruction) -> u32 {
     let size = i.memory_size().size() as u32;
     match i.op_code().encoding() {
         EncodingKind::Legacy => {
-            let free = matches!(i.mnemonic(), N::Movups | N::Movupd | N::Movdqu | N::Lddqu);
+            let free =
+                matches!(i.mnemonic(), N::Movups | N::Movupd | N::Movdqu | N::Lddqu) || compares_strings(i.mnemonic());
             if size == 16 && !free { 16 } else { 1 }
         }
         _ => match i.mnemonic() {
@@ -262,6 +259,8 @@ impl Translator<'_> {
         if memory {
             let operand = (0..i.op_count()).find(|&n| i.op_kind(n) == OpKind::Memory).unwrap_or(0);
             let write = writes(self.access_of(insn, operand));
+            // Where a mask decides which bytes are accessed, all of them may be: a miss that the mask does not touch is the
+            // interpreter's to notice.
             rm = Rm::Memory(self.access(insn, i.memory_size().size() as u32, write, alignment(i)));
         }
         let mut stores = Vec::new();
@@ -289,6 +288,9 @@ impl Translator<'_> {
             }
         }
         self.encode_vector(&pieces, reg, &rm);
+        if finds_index(i.mnemonic()) {
+            self.asm.mov32(R12, RCX);
+        }
         for (guest, host) in stores {
             self.asm.store(&spilled(guest), host);
         }

@@ -382,3 +382,71 @@ fn x87_and_mmx() {
     // FNSTENV is the interpreter's, and what follows it as long as the registers are parked.
     assert!(interpreted < 400, "they stay in emitted code: {interpreted}");
 }
+
+/// With AVX-512 switched on; `None` if the host lacks it.
+fn wide_machine() -> Option<Machine> {
+    let mut machine = machine(false);
+    if crate::jit::run::vector_width() < 64 {
+        return None;
+    }
+    let mut state = machine.vcpu.state();
+    state.cr4 |= cr4::OSXSAVE;
+    state.xcr0 = 0xe7;
+    machine.vcpu.set_state(&state);
+    // Nothing behind the second 2 MiB of addresses.
+    machine.put(at::PAGES + 0x2000 + 16, 0u64);
+    Some(machine)
+}
+
+#[test]
+fn masks_decide_what_is_accessed() {
+    if wide_machine().is_none() {
+        return;
+    }
+    let prepare = || wide_machine().expect("as just before");
+    let interpreted = same(prepare, &|a| {
+        let mut again = a.create_label();
+        a.mov(rdi, DATA)?;
+        a.mov(rsi, DATA + 0x20_0000 - 0x20)?;
+        a.mov(ebp, 120)?;
+        a.set_label(&mut again)?;
+        a.mov(rax, 0x0123_4567_89ab_cdefu64)?;
+        a.imul_3(rax, rax, 7)?;
+        a.add(rax, rbp)?;
+        a.kmovq(k1, rax)?;
+        a.vmovdqu8(zmm1.k1().z(), zmmword_ptr(rdi + 8))?;
+        a.vpcmpb(k2.k1(), zmm1, zmmword_ptr(rdi + 0x100), 1)?;
+        a.kmovq(rbx, k2)?;
+        a.add(r8, rbx)?;
+        a.vmovdqu8(zmmword_ptr(rdi + 0x400).k1(), zmm1)?;
+        a.vpcompressd(zmmword_ptr(rdi + 0x500).k1(), zmm1)?;
+        a.vpmaskmovd(ymm2, ymm1, ymmword_ptr(rdi + 0x40))?;
+        a.vpmaskmovd(ymmword_ptr(rdi + 0x600), ymm2, ymm1)?;
+        a.movdqu(xmm4, xmmword_ptr(rdi + 0x11))?;
+        a.mov(rcx, u64::MAX)?;
+        a.pcmpistri(xmm4, xmmword_ptr(rdi + 0x13), 0x18)?;
+        a.adc(r9, rcx)?;
+        a.mov(edx, 7)?;
+        a.vpcmpestri(xmm4, xmm1, 0x40)?;
+        a.adc(r9, rcx)?;
+        a.pcmpistrm(xmm4, xmm1, 0x40)?;
+        a.movq(r10, xmm0)?;
+        a.add(r9, r10)?;
+        a.dec(ebp)?;
+        a.jnz(again)?;
+        // The rest of the vector has no memory behind it, and is not touched.
+        a.mov(eax, 0xff)?;
+        a.kmovq(k1, rax)?;
+        a.mov(ebp, 4)?;
+        let mut edge = a.create_label();
+        a.set_label(&mut edge)?;
+        a.vmovdqu8(zmm1.k1().z(), zmmword_ptr(rsi))?;
+        a.vmovdqu8(zmmword_ptr(rsi + 8).k1(), zmm1)?;
+        a.vmovq(r10, xmm1)?;
+        a.add(r9, r10)?;
+        a.dec(ebp)?;
+        a.jnz(edge)?;
+        a.hlt()
+    });
+    assert!(interpreted < 40, "they stay in emitted code: {interpreted}");
+}
