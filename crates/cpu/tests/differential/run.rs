@@ -94,7 +94,10 @@ impl Runner {
         most: usize,
         coverage: &mut Coverage,
     ) -> Vec<Mismatch> {
+        /// More differences that do not repeat than this count like others.
+        const MOST_PASSING: u32 = 1;
         let mut mismatches: Vec<Mismatch> = Vec::new();
+        let mut passing = 0;
         let mut batch = self.generate(plan, seeds);
         while !batch.is_empty() {
             self.sandbox.submit(batch.iter().map(|(_, program)| &*program.input));
@@ -112,6 +115,15 @@ impl Runner {
             for ((seed, program), native) in batch.iter().zip(&outcomes) {
                 let lines = self.check(program, native);
                 coverage.note(program, native, &self.trace);
+                if plan.family == Family::X87 && !lines.is_empty() && !self.repeats(program) {
+                    // Where the host's kernel switches tasks, x87 pointers can get lost: AMD's processors save them only
+                    // with an exception pending.
+                    passing += 1;
+                    println!("seed {seed:#x}: a difference that does not repeat: {lines:#?}");
+                    if passing <= MOST_PASSING {
+                        continue;
+                    }
+                }
                 if !lines.is_empty() {
                     let mismatch = self.shrink(*seed, program);
                     if mismatches.iter().all(|known| known.code != mismatch.code) {
@@ -125,6 +137,11 @@ impl Runner {
             batch = next;
         }
         mismatches
+    }
+
+    /// Whether a program whose outcomes differed once does so again.
+    fn repeats(&mut self, program: &Program) -> bool {
+        (0..8).any(|_| !self.difference(program).lines.is_empty())
     }
 
     fn generate(&mut self, plan: &Plan<'_>, seeds: &mut impl Iterator<Item = u64>) -> Vec<(u64, Program)> {
