@@ -6,7 +6,8 @@
 //!   was never executed.
 //!
 //! Every run takes other programs. A report says how to see its case again. Environment variables:
-//! `DIFFERENTIAL_SEED` (first seed), `DIFFERENTIAL_PROGRAMS` (how many), `DIFFERENTIAL_INSTRUCTIONS` (how many to
+//! `DIFFERENTIAL_SEED` (first seed), `DIFFERENTIAL_EXPLORE=1` (a random one instead),
+//! `DIFFERENTIAL_PROGRAMS` (how many), `DIFFERENTIAL_INSTRUCTIONS` (how many to
 //! execute), `DIFFERENTIAL_CODE` (one encoding by its name in `iced_x86::Code`), `DIFFERENTIAL_REPORTS` (go on until so
 //! many differences).
 #![cfg(all(target_arch = "x86_64", target_os = "linux"))]
