@@ -5,7 +5,7 @@
 //! * [`run`] drives both, compares, shrinks what differs to one instruction where possible, and fails if an encoding
 //!   was never executed.
 //!
-//! Every run takes other programs. A report says how to see its case again. Environment variables:
+//! Every run takes the same programs, unless told otherwise. A report says how to see its case again. Environment variables:
 //! `DIFFERENTIAL_SEED` (first seed), `DIFFERENTIAL_EXPLORE=1` (a random one instead),
 //! `DIFFERENTIAL_PROGRAMS` (how many), `DIFFERENTIAL_INSTRUCTIONS` (how many to
 //! execute), `DIFFERENTIAL_CODE` (one encoding by its name in `iced_x86::Code`), `DIFFERENTIAL_REPORTS` (go on until so
