@@ -9,9 +9,10 @@ use anyhow::{Context, Result, bail};
 
 use super::Options;
 use super::guest::{Real, Small};
+use super::machine::Machine;
 use super::record::{Column, Record};
 use super::watch::{self, Outcome};
-use crate::process::{describe, find_tool, output, say};
+use crate::process::{find_tool, output, say};
 
 /// Seconds for which the idle guest is watched.
 pub(super) const IDLE_SECONDS: u32 = 20;
@@ -72,61 +73,29 @@ impl Engine {
             (true, None) => bail!("the guest with real programs was not built"),
             (false, _) => (&small.initramfs, Vec::new()),
         };
-        Ok(match self.column {
-            Column::Tcg => self.qemu_command(job, &small.kernel, initramfs, &disks, &words, options.memory),
-            _ => self.bhyve_command(job, &small.kernel, initramfs, &disks, &words, options.memory),
-        })
+        let machine = Machine {
+            column: self.column,
+            program: &self.program,
+            cpus: job.cpus,
+            memory: options.memory,
+            kernel: &small.kernel,
+            initramfs,
+            words: &words,
+        };
+        let disks = disks.iter().enumerate().flat_map(|(i, (disk, read_only))| self.disk(i, disk, *read_only));
+        Ok(machine.command(disks.chain(self.extra.iter().cloned())))
     }
 
-    fn bhyve_command(
-        &self,
-        job: &Job,
-        kernel: &Path,
-        initramfs: &Path,
-        disks: &[(&PathBuf, bool)],
-        words: &str,
-        memory: u32,
-    ) -> Command {
-        let mut command = Command::new(&self.program);
-        command.args(["-A", "-H", "-P", "-c", &job.cpus.to_string(), "-m", &format!("{memory}M")]);
-        command.args(["-s", "0,hostbridge", "-s", "31,lpc", "-l", "com1,stdio"]);
-        for (i, (disk, read_only)) in disks.iter().enumerate() {
-            let read_only = if *read_only { ",ro" } else { "" };
-            command.args(["-s", &format!("{},virtio-blk,{}{read_only}", 4 + i, disk.display())]);
-        }
-        let keys = [
-            "cpu.engine=soft".to_owned(),
-            format!("kernel.image={}", kernel.display()),
-            format!("kernel.initrd={}", initramfs.display()),
-            format!("kernel.cmdline={words}"),
-        ];
-        for key in &keys {
-            command.args(["-o", key]);
-        }
-        command.args(&self.extra).arg(format!("bench-{}", std::process::id()));
-        command
-    }
-
-    fn qemu_command(
-        &self,
-        job: &Job,
-        kernel: &Path,
-        initramfs: &Path,
-        disks: &[(&PathBuf, bool)],
-        words: &str,
-        memory: u32,
-    ) -> Command {
-        let mut command = Command::new(&self.program);
-        command.args(["-accel", "tcg", "-machine", "q35", "-cpu", "max", "-nodefaults", "-no-user-config"]);
-        command.args(["-no-reboot", "-display", "none", "-serial", "stdio"]);
-        command.args(["-smp", &job.cpus.to_string(), "-m", &memory.to_string()]);
-        for (disk, read_only) in disks {
-            let read_only = if *read_only { "on" } else { "off" };
-            let drive = format!("if=virtio,format=raw,readonly={read_only},file={}", disk.display());
-            command.args(["-drive", &drive]);
-        }
-        command.arg("-kernel").arg(kernel).arg("-initrd").arg(initramfs).args(["-append", words]);
-        command
+    fn disk(&self, number: usize, disk: &Path, read_only: bool) -> [OsString; 2] {
+        let disk = disk.display();
+        let (option, value) = if self.column == Column::Tcg {
+            let read_only = if read_only { "on" } else { "off" };
+            ("-drive", format!("if=virtio,format=raw,readonly={read_only},file={disk}"))
+        } else {
+            let read_only = if read_only { ",ro" } else { "" };
+            ("-s", format!("{},virtio-blk,{disk}{read_only}", 4 + number))
+        };
+        [option.into(), value.into()]
     }
 
     /// Runs the machine to its end and records what it says and costs.
@@ -135,8 +104,7 @@ impl Engine {
         // "Powered off", in the terms of each.
         let good = if self.column == Column::Tcg { 0 } else { 1 };
         if !outcome.done || outcome.code != Some(good) {
-            let lines: Vec<_> = outcome.lines.iter().rev().take(20).rev().map(String::as_str).collect();
-            bail!("{} did not end well ({:?}):\n{}", describe(&command), outcome.code, lines.join("\n"));
+            return Err(outcome.failure(&command));
         }
         record.lines(self.column, &outcome.lines, scaled(job));
         self.record_costs(&outcome, job, record);
@@ -221,6 +189,7 @@ exec taskset -c "$3" chroot "$1" /bench-real.sh "$2"
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::process::describe;
 
     fn line(engine: &Engine, job: &Job) -> String {
         let [kernel, initramfs, program] = ["/g/k", "/g/i", "/g/b"].map(PathBuf::from);

@@ -4,14 +4,15 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command};
+use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
+use super::machine::Machine;
 use super::record::{Column, Record};
-use super::watch;
+use super::watch::{self, Guard};
 use crate::guests::Store;
 use crate::initramfs;
 use crate::layout::{self, Arch};
@@ -98,8 +99,7 @@ impl Bench {
                 let outcome = watch::run(&mut command, u64::from(self.memory) << 20)?;
                 drop(server);
                 if !outcome.done {
-                    let lines: Vec<_> = outcome.lines.iter().rev().take(20).rev().map(String::as_str).collect();
-                    bail!("{} did not end well ({:?}):\n{}", describe(&command), outcome.code, lines.join("\n"));
+                    return Err(outcome.failure(&command));
                 }
                 record.lines(*column, &outcome.lines, "");
             }
@@ -108,46 +108,33 @@ impl Bench {
     }
 
     fn command(&self, column: Column, program: &Path, kind: Kind) -> Command {
-        let mut command = Command::new(program);
         let words = format!("console=ttyS0 quiet io.seconds={} io.name={}", self.seconds, kind.name());
-        let socket = self.socket.display();
-        if column == Column::Tcg {
-            let disk = match kind {
-                Kind::Raw => format!("if=virtio,format=raw,discard=unmap,file={}", self.raw.display()),
-                Kind::Qcow2 => format!("if=virtio,format=qcow2,discard=unmap,file={}", self.qcow2.display()),
-                Kind::Nbd => format!("if=virtio,format=raw,file=nbd+unix:///disk?socket={socket}"),
-            };
-            command.args(["-accel", "tcg", "-machine", "q35", "-cpu", "max", "-nodefaults", "-no-user-config"]);
-            command.args(["-no-reboot", "-display", "none", "-serial", "stdio", "-smp", "1", "-drive", &disk]);
-            command.args(["-m", &self.memory.to_string(), "-append", &words]);
-            command.arg("-kernel").arg(&self.kernel).arg("-initrd").arg(&self.initramfs);
-            return command;
-        }
-        let disk = match kind {
-            Kind::Raw => format!("4,virtio-blk,{}", self.raw.display()),
-            Kind::Qcow2 => format!("4,virtio-blk,{}", self.qcow2.display()),
-            Kind::Nbd => format!("4,virtio-blk,nbd+unix:///disk?socket={socket}"),
+        let path = match kind {
+            Kind::Raw => self.raw.display().to_string(),
+            Kind::Qcow2 => self.qcow2.display().to_string(),
+            Kind::Nbd => format!("nbd+unix:///disk?socket={}", self.socket.display()),
         };
-        command.args(["-A", "-H", "-P", "-c", "1", "-m", &format!("{}M", self.memory), "-l", "com1,stdio"]);
-        command.args(["-s", "0,hostbridge", "-s", "31,lpc", "-s", &disk, "-o", "cpu.engine=soft"]);
-        for (key, value) in [
-            ("image", self.kernel.display().to_string()),
-            ("initrd", self.initramfs.display().to_string()),
-            ("cmdline", words),
-        ] {
-            command.args(["-o", &format!("kernel.{key}={value}")]);
-        }
-        command.arg(format!("bench-{}", std::process::id()));
-        command
+        let disk = match (column, kind) {
+            (Column::Tcg, Kind::Raw) => {
+                ["-drive".to_owned(), format!("if=virtio,format=raw,discard=unmap,file={path}")]
+            }
+            (Column::Tcg, Kind::Qcow2) => {
+                ["-drive".to_owned(), format!("if=virtio,format=qcow2,discard=unmap,file={path}")]
+            }
+            (Column::Tcg, Kind::Nbd) => ["-drive".to_owned(), format!("if=virtio,format=raw,file={path}")],
+            _ => ["-s".to_owned(), format!("4,virtio-blk,{path}")],
+        };
+        let (kernel, initramfs, words) = (&self.kernel, &self.initramfs, &words);
+        Machine { column, program, cpus: 1, memory: self.memory, kernel, initramfs, words }.command(disk)
     }
 
     /// A qemu-nbd that has the raw image.
-    fn serve(&self) -> Result<Server> {
+    fn serve(&self) -> Result<Guard> {
         let _ = fs::remove_file(&self.socket);
         let mut command = Command::new(&self.nbd);
         command.args(["--persistent", "--format=raw", "--export-name=disk", "--socket"]);
         let child = command.arg(&self.socket).arg(&self.raw).spawn();
-        let server = Server(child.with_context(|| format!("cannot start {}", describe(&command)))?);
+        let server = Guard(child.with_context(|| format!("cannot start {}", describe(&command)))?);
         let start = Instant::now();
         while UnixStream::connect(&self.socket).is_err() {
             if start.elapsed() > PATIENCE {
@@ -156,17 +143,6 @@ impl Bench {
             thread::sleep(Duration::from_millis(10));
         }
         Ok(server)
-    }
-}
-
-/// Ends with the value.
-struct Server(Child);
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        // It may have ended.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
     }
 }
 

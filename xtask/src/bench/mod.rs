@@ -13,6 +13,7 @@
 mod engine;
 pub(crate) mod guest;
 mod io;
+mod machine;
 mod net;
 mod record;
 mod table;

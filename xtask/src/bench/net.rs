@@ -3,12 +3,13 @@
 
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 
+use super::machine::Machine;
 use super::record::{Column, Record};
-use super::watch;
+use super::watch::{self, Guard};
 use crate::guests::Store;
 use crate::initramfs;
 use crate::layout::{self, Arch};
@@ -78,8 +79,7 @@ impl Bench {
                 let mut command = self.command(*column, program, kind, port);
                 let outcome = watch::run(&mut command, u64::from(self.memory) << 20)?;
                 if !outcome.done {
-                    let lines: Vec<_> = outcome.lines.iter().rev().take(20).rev().map(String::as_str).collect();
-                    bail!("{} did not end well ({:?}):\n{}", describe(&command), outcome.code, lines.join("\n"));
+                    return Err(outcome.failure(&command));
                 }
                 record.lines(*column, &outcome.lines, "");
             }
@@ -88,7 +88,6 @@ impl Bench {
     }
 
     fn command(&self, column: Column, program: &Path, kind: Kind, port: u16) -> Command {
-        let mut command = Command::new(program);
         let [guest, host, _] = kind.addresses();
         let words = format!(
             "console=ttyS0 quiet net.address={guest} net.host={host} net.port={port} net.seconds={} net.name={}",
@@ -96,56 +95,33 @@ impl Bench {
             kind.name()
         );
         let disk = self.disk.display();
-        if column == Column::Tcg {
+        let devices = if column == Column::Tcg {
             let network = match kind {
                 Kind::Slirp => "user,model=virtio-net-pci".to_owned(),
                 Kind::Tap => format!("tap,ifname={},script=no,downscript=no,model=virtio-net-pci", TAP.0),
             };
             let disk = format!("if=virtio,format=raw,readonly=on,file.locking=off,file={disk}");
-            command.args(["-accel", "tcg", "-machine", "q35", "-cpu", "max", "-nodefaults", "-no-user-config"]);
-            command.args(["-no-reboot", "-display", "none", "-serial", "stdio", "-smp", "1", "-drive", &disk]);
-            command.args(["-m", &self.memory.to_string(), "-append", &words, "-nic", &network]);
-            command.arg("-kernel").arg(&self.kernel).arg("-initrd").arg(&self.initramfs);
-            return command;
-        }
-        let network = match kind {
-            Kind::Slirp => "6,virtio-net,slirp,open".to_owned(),
-            Kind::Tap => format!("6,virtio-net,{}", TAP.0),
+            ["-drive".to_owned(), disk, "-nic".to_owned(), network]
+        } else {
+            let network = match kind {
+                Kind::Slirp => "6,virtio-net,slirp,open".to_owned(),
+                Kind::Tap => format!("6,virtio-net,{}", TAP.0),
+            };
+            ["-s".to_owned(), format!("4,virtio-blk,{disk},ro,lock=off"), "-s".to_owned(), network]
         };
-        command.args(["-A", "-H", "-P", "-c", "1", "-m", &format!("{}M", self.memory), "-l", "com1,stdio"]);
-        command.args(["-s", "0,hostbridge", "-s", "31,lpc", "-s", &format!("4,virtio-blk,{disk},ro,lock=off")]);
-        command.args(["-s", &network, "-o", "cpu.engine=soft"]);
-        for (key, value) in [
-            ("image", self.kernel.display().to_string()),
-            ("initrd", self.initramfs.display().to_string()),
-            ("cmdline", words),
-        ] {
-            command.args(["-o", &format!("kernel.{key}={value}")]);
-        }
-        command.arg(format!("bench-{}", std::process::id()));
-        command
+        let (kernel, initramfs, words) = (&self.kernel, &self.initramfs, &words);
+        Machine { column, program, cpus: 1, memory: self.memory, kernel, initramfs, words }.command(devices)
     }
 
     /// An iperf3 that serves one client after the other, and its port.
-    fn serve(&self, kind: Kind) -> Result<(Server, u16)> {
+    fn serve(&self, kind: Kind) -> Result<(Guard, u16)> {
         let [.., address] = kind.addresses();
         // Nobody else takes it in the meantime, most likely: the kernel goes round.
         let port = TcpListener::bind((address, 0)).context("cannot listen")?.local_addr()?.port();
         let mut command = Command::new(&self.iperf3);
         command.args(["--server", "--bind", address, "--port", &port.to_string()]);
         let child = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn();
-        Ok((Server(child.with_context(|| format!("cannot start {}", describe(&command)))?), port))
-    }
-}
-
-/// Ends with the value.
-struct Server(Child);
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        // It may have ended.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        Ok((Guard(child.with_context(|| format!("cannot start {}", describe(&command)))?), port))
     }
 }
 

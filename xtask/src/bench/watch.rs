@@ -7,7 +7,7 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 
 use crate::process::describe;
 
@@ -33,8 +33,16 @@ pub(super) struct Outcome {
     pub(super) code: Option<i32>,
 }
 
-/// Kills a machine that is left behind.
-struct Guard(Child);
+impl Outcome {
+    /// The error that `command` did not end well, with the last that its guest said.
+    pub(super) fn failure(&self, command: &Command) -> anyhow::Error {
+        let lines = self.lines[self.lines.len().saturating_sub(20)..].join("\n");
+        anyhow!("{} did not end well ({:?}):\n{lines}", describe(command), self.code)
+    }
+}
+
+/// Kills a program that is left behind.
+pub(super) struct Guard(pub(super) Child);
 
 impl Drop for Guard {
     fn drop(&mut self) {
