@@ -271,7 +271,8 @@ impl Batch {
 
     /// Tells that there is nothing more to tell for now.
     pub(super) fn settle(&mut self) {
-        if let Some(owner) = std::mem::take(self).owner.take() {
+        (self.count, self.bytes) = (0, 0);
+        if let Some(owner) = self.owner.take() {
             owner.settle();
         }
     }
@@ -279,9 +280,7 @@ impl Batch {
 
 impl Drop for Batch {
     fn drop(&mut self) {
-        if let Some(owner) = self.owner.take() {
-            owner.settle();
-        }
+        self.settle();
     }
 }
 
