@@ -33,6 +33,14 @@ pub struct Subject {
 }
 
 impl Subject {
+    /// Keeps `more` as long as the device lives.
+    #[must_use]
+    pub fn keeping(self, more: impl Any) -> Self {
+        Self { board: Box::new((self.board, more)), ..self }
+    }
+}
+
+impl Subject {
     /// The function as a driver sees it.
     pub fn function(&self) -> GuestFunction {
         GuestFunction::new(self.ports.clone(), self.memory.clone(), self.address)

@@ -5,7 +5,7 @@
 //! dead; since the vCPUs look one after the other, all must be seen dead in [`ROUNDS`] successive rounds.
 
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::time::Duration;
 
 use kvm_bindings::{KVM_MP_STATE_HALTED, KVM_MP_STATE_INIT_RECEIVED, KVM_MP_STATE_UNINITIALIZED};
@@ -21,11 +21,6 @@ const ROUNDS: u32 = 3;
 
 /// Keeps the watching thread alive; each vCPU has one.
 pub(super) type Watched = Sender<()>;
-
-/// The way to the watching thread, until it starts.
-pub(super) fn channel_of_watch() -> (Watched, Receiver<()>) {
-    channel()
-}
 
 /// Starts watching `kicks`, until all copies of the [`Watched`] that belongs to `vcpus_gone` are dropped or the VM has halted.
 ///

@@ -55,7 +55,7 @@ pub fn create(options: &VmOptions) -> Result<Vm, EngineError> {
     let chips = Arc::new(chips::KvmChips::new(&vm)?);
     let supported = cpuid::Supported::read(&kvm)?;
     let shared = Arc::new(cpu::SharedCpus::default());
-    let (watched, vcpus_gone) = halt::channel_of_watch();
+    let (watched, vcpus_gone) = std::sync::mpsc::channel();
     let vcpus = (0..options.layout.cpus)
         .map(|index| vcpu::KvmVcpu::new(index, &vm, options, &supported, shared.clone(), watched.clone()));
     let vcpus = vcpus.collect::<Result<Vec<_>, EngineError>>()?;

@@ -197,29 +197,25 @@ fn work(modern: bool) -> impl Fn(&Subject) {
     }
 }
 
+/// The device with a folder of its own.
+fn subject() -> Subject {
+    let dir = tempfile::tempdir().unwrap();
+    board(&dir).subject(5).keeping(dir)
+}
+
 #[test]
 fn conforms() {
-    let dirs = std::cell::RefCell::new(Vec::new());
-    let make = || {
-        dirs.borrow_mut().push(tempfile::tempdir().unwrap());
-        board(dirs.borrow().last().unwrap()).subject(5)
-    };
-    conformance::check(make, work(false));
-    conformance::check(make, work(true));
+    conformance::check(subject, work(false));
+    conformance::check(subject, work(true));
 }
 
 #[test]
 fn fuzz() {
-    let dirs = std::cell::RefCell::new(Vec::new());
-    let make = || {
-        dirs.borrow_mut().push(tempfile::tempdir().unwrap());
-        board(dirs.borrow().last().unwrap()).subject(5)
-    };
     let request = |random: &mut Random, _: u16| match random.below(4) {
         0 => (0..random.below(20)).map(|_| random.bits() as u8).collect(),
         _ => vec![random.below(3) as u8, 0, 0, 0, random.below(9) as u8, 0, random.below(2) as u8, 0],
     };
-    Hostile { make, work: work(true), request }.check();
+    Hostile { make: subject, work: work(true), request }.check();
 }
 
 #[test]

@@ -52,20 +52,20 @@ fn work(modern: bool) -> impl Fn(&Subject) {
     }
 }
 
+/// The device with a folder of its own.
+fn subject() -> Subject {
+    let dir = tempfile::tempdir().unwrap();
+    board(&dir).subject(5).keeping(dir)
+}
+
 #[test]
 fn conforms() {
-    let dir = tempfile::tempdir().unwrap();
-    conformance::check(|| board(&dir).subject(5), work(false));
-    conformance::check(|| board(&dir).subject(5), work(true));
+    conformance::check(subject, work(false));
+    conformance::check(subject, work(true));
 }
 
 #[test]
 fn fuzz() {
-    let dirs = std::cell::RefCell::new(Vec::new());
-    let make = || {
-        dirs.borrow_mut().push(tempfile::tempdir().unwrap());
-        board(dirs.borrow().last().unwrap()).subject(5)
-    };
     let request = |random: &mut Random, _: u16| {
         // The kinds of 9P2000.L, with plausible and implausible bodies.
         let kind = random.pick(&[8, 12, 14, 16, 18, 20, 22, 24, 26, 30, 32, 40, 50, 52, 54, 70, 72, 74, 76, 100, 102]);
@@ -84,7 +84,7 @@ fn fuzz() {
         let len = if random.one_in(20) { random.nasty() as u32 } else { body.len() as u32 + 7 };
         [&len.to_le_bytes()[..], &[kind, random.bits() as u8, 0], &body].concat()
     };
-    Hostile { make, work: work(true), request }.check();
+    Hostile { make: subject, work: work(true), request }.check();
 }
 
 #[test]

@@ -161,24 +161,20 @@ fn work(modern: bool) -> impl Fn(&Subject) {
     }
 }
 
+/// The device with a folder of its own.
+fn subject() -> Subject {
+    let dir = tempfile::tempdir().unwrap();
+    board(&dir).subject(5).keeping(dir)
+}
+
 #[test]
 fn conforms() {
-    let dirs = std::cell::RefCell::new(Vec::new());
-    let make = || {
-        dirs.borrow_mut().push(tempfile::tempdir().unwrap());
-        board(dirs.borrow().last().unwrap()).subject(5)
-    };
-    conformance::check(make, work(false));
-    conformance::check(make, work(true));
+    conformance::check(subject, work(false));
+    conformance::check(subject, work(true));
 }
 
 #[test]
 fn fuzz() {
-    let dirs = std::cell::RefCell::new(Vec::new());
-    let make = || {
-        dirs.borrow_mut().push(tempfile::tempdir().unwrap());
-        board(dirs.borrow().last().unwrap()).subject(5)
-    };
     let request = |random: &mut Random, _: u16| {
         let mut packet = Vec::new();
         packet.extend(random.pick(&[7u64, 7, 7, 3]).to_le_bytes());
@@ -196,7 +192,7 @@ fn fuzz() {
         packet.extend((0..len).map(|_| random.bits() as u8));
         packet
     };
-    Hostile { make, work: work(true), request }.check();
+    Hostile { make: subject, work: work(true), request }.check();
 }
 
 #[test]
