@@ -9,6 +9,7 @@ use memory::GuestMemory;
 
 use super::Access;
 use super::tlb::{AccessMode, Entry, Tlb};
+use super::walk::is_canonical;
 use crate::interp::fpu::FpuState;
 use crate::state::attention;
 use crate::state::int::Int;
@@ -195,8 +196,11 @@ impl Vcpu {
 
     fn check_alignment(&mut self, linear: u64, size: u64) -> Step {
         if self.checks_alignment() && linear & (size - 1) != 0 {
-            // The end of the segment comes first.
+            // The end of the segment, and of the canonical addresses, comes first.
             self.second_piece(linear, size as usize)?;
+            if self.in_64bit() && !(is_canonical(linear) && is_canonical(linear.wrapping_add(size - 1))) {
+                return Err(Trap::gp(0));
+            }
             return Err(Trap::fault_code(vector::AC, 0));
         }
         Ok(())

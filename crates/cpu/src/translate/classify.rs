@@ -198,6 +198,10 @@ fn plain_form(i: &Instruction) -> How {
             How::Interpret
         };
     }
+    // Some processors read 32 bits for it, some 16.
+    if i.mnemonic() == Mnemonic::Movsxd && i.op0_register().size() == 2 && uses_memory(i) {
+        return How::Interpret;
+    }
     // A bit offset in a register reaches beyond the operand.
     let bit_string = matches!(i.mnemonic(), Mnemonic::Bt | Mnemonic::Bts | Mnemonic::Btr | Mnemonic::Btc);
     if bit_string && uses_memory(i) && i.op1_kind() == OpKind::Register {

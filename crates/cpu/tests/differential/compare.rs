@@ -35,7 +35,10 @@ pub(crate) fn differences(program: &Program, native: &Outcome, ours: &Outcome, p
         ["rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15"];
     // CMPS may fault on either side first; even one processor does not always take the same.
     // Of a masked operand that crosses both a page and the end of its segment, either may be noticed first.
-    let several = compares_strings(program, native.rip) || program.mode != Mode::Long && is_masked(program, native.rip);
+    // Of a call, AMD's processors notice first that the stack is full, Intel's that the target is out of reach.
+    let several = compares_strings(program, native.rip)
+        || item_at(program, native.rip).is_some_and(|item| item.instruction.mnemonic() == iced_x86::Mnemonic::Call)
+        || program.mode != Mode::Long && is_masked(program, native.rip);
     // What is no instruction may also be too long for one.
     let data = program.items.first().is_some_and(|item| item.code() == Code::DeclareByte);
     let undefined = |vector| data && matches!(vector, UD | GP);

@@ -61,8 +61,6 @@ pub(crate) struct Guest {
     /// Where programs start from.
     base: VcpuState,
     images: Vec<[u8; MEMORY_LEN]>,
-    /// Where the last program's code lies.
-    code: (u64, usize),
     /// Programs that run as translated code; how many there were.
     translated: Option<u32>,
     /// Blocks that translators made that are no more.
@@ -91,7 +89,7 @@ impl Guest {
             Arc::new(SharedCpus::default()),
             Arc::new(features),
         );
-        Self { vcpu, memory, kernel, base, images: images.to_vec(), code: (0, 0), translated: None, blocks: 0 }
+        Self { vcpu, memory, kernel, base, images: images.to_vec(), translated: None, blocks: 0 }
     }
 
     /// The same with translated code, from the first time on that something runs.
@@ -159,11 +157,9 @@ impl Guest {
     }
 
     fn load(&mut self, input: &Input) {
-        let (at, len) = self.code;
-        const FILLERS: [u8; MAX_PROGRAM] = [FILLER; MAX_PROGRAM];
-        write(&self.memory, at + phys::CODE, &FILLERS[..len]);
-        self.code = (u64::from(input.code_at), input.code_len as usize);
-        write(&self.memory, phys::CODE + self.code.0, &input.code[..self.code.1]);
+        // All of it: the last program may have written beyond its own code.
+        write(&self.memory, phys::CODE, &[FILLER; CODE_LEN]);
+        write(&self.memory, phys::CODE + u64::from(input.code_at), &input.code[..input.code_len as usize]);
         let (data, stack) = self.images[usize::from(input.image)].split_at(DATA_LEN);
         write(&self.memory, phys::DATA, data);
         write(&self.memory, phys::STACK, stack);

@@ -223,9 +223,6 @@ struct Child {
     index: usize,
     running: bool,
     fsgsbase: bool,
-    /// Where the last program's code lies.
-    code_at: usize,
-    code_len: usize,
 }
 
 static mut CHILD: Child = Child {
@@ -237,8 +234,6 @@ static mut CHILD: Child = Child {
     index: 0,
     running: false,
     fsgsbase: false,
-    code_at: 0,
-    code_len: CODE_LEN,
 };
 
 /// Signals that exceptions arrive as.
@@ -480,9 +475,10 @@ unsafe fn save(
 unsafe fn load(child: &mut Child, input: &Input, context: *mut libc::ucontext_t) {
     // SAFETY: the kernel's frame; the areas are mapped; the parent keeps lengths in bounds.
     unsafe {
-        child.code_alias.add(child.code_at).write_bytes(FILLER, child.code_len);
-        (child.code_at, child.code_len) = (input.code_at as usize, input.code_len as usize);
-        child.code_alias.add(child.code_at).copy_from_nonoverlapping(input.code.as_ptr(), child.code_len);
+        // All of it: the last program may have written beyond its own code.
+        child.code_alias.write_bytes(FILLER, CODE_LEN);
+        let place = child.code_alias.add(input.code_at as usize);
+        place.copy_from_nonoverlapping(input.code.as_ptr(), input.code_len as usize);
         let image = addr_of_mut!((*child.shared).images).cast::<u8>().add(usize::from(input.image) * MEMORY_LEN);
         ptr::copy_nonoverlapping(image, DATA as *mut u8, DATA_LEN);
         ptr::copy_nonoverlapping(image.add(DATA_LEN), STACK as *mut u8, STACK_LEN);

@@ -238,7 +238,8 @@ impl Generator<'_> {
     pub(super) fn offset(&mut self, register: Register, access: Access) -> u64 {
         let Some(segment) = self.segment(register) else { return self.rng.below(0x1000) };
         if self.rng.permille(12) {
-            return self.bad_offset(segment, access);
+            let offset = self.bad_offset(segment, access);
+            return self.agreed(segment, offset);
         }
         let linear = self.good_linear(segment, access);
         let last = segment.base.wrapping_add(segment.last);
@@ -254,7 +255,15 @@ impl Generator<'_> {
             let linear = segment.base.wrapping_add(offset);
             offset = offset.wrapping_sub(linear & (access.align - 1));
         }
-        offset
+        self.agreed(segment, offset)
+    }
+
+    /// The offset, or 0 where processors differ: AMD's want the offset itself to be canonical, not only its sum with the base
+    /// of FS or GS, which is all that the manuals speak of.
+    fn agreed(&self, segment: Segment, offset: u64) -> u64 {
+        let canonical = |address: u64| (address as i64) << 16 >> 16 == address as i64;
+        let differ = canonical(segment.base.wrapping_add(offset)) && !canonical(offset);
+        if self.mode == Mode::Long && differ { 0 } else { offset }
     }
 
     /// A linear address where the access succeeds.
