@@ -5,6 +5,8 @@ use std::hash::{BuildHasherDefault, Hash, Hasher};
 
 use memory::{CodeTag, PageMap};
 
+use crate::translate::block::Landing;
+
 /// What a block is found by.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Key {
@@ -45,6 +47,18 @@ pub(crate) struct Block {
     pub(crate) direct: u32,
     /// Guest instructions in it.
     pub(crate) instructions: u32,
+    pub(crate) landing: Option<Landing>,
+}
+
+impl Block {
+    /// The key of the block that its landing leads to, and the landing's arena offset.
+    fn landing(&self) -> Option<(Key, u32)> {
+        // Versions where every access has its own check run less often.
+        let landing = self.landing.filter(|_| self.key.second == ONE_PAGE)?;
+        let phys = self.key.phys & !0xfff | u64::from(landing.offset);
+        let mode = (self.key.mode.0, landing.access, self.key.mode.2);
+        Some((Key { phys, second: ONE_PAGE, mode }, landing.entry))
+    }
 }
 
 /// A fast hash for keys that nobody gains by making collide: guests only slow down themselves.
@@ -79,6 +93,8 @@ struct Page {
 pub(crate) struct Blocks {
     by_key: Map<Key, u32>,
     list: Vec<Block>,
+    /// Landings of calls, by the block that is behind the call.
+    landings: Map<Key, u32>,
     pages: Map<u64, Page>,
     /// [`PageMap::code_epoch`] up to which writes were looked at.
     epoch: u32,
@@ -88,6 +104,12 @@ impl Blocks {
     pub(crate) fn find(&self, key: &Key) -> Option<(u32, &Block)> {
         let number = *self.by_key.get(key)?;
         Some((number, self.list.get(number as usize)?))
+    }
+
+    /// Arena offset of the entry that looked-up branches to the block are best led to.
+    pub(crate) fn entry(&self, key: &Key) -> Option<u32> {
+        let block = self.find(key)?.1;
+        Some(self.landings.get(key).copied().unwrap_or(block.entry))
     }
 
     pub(crate) fn get(&self, number: u32) -> Option<&Block> {
@@ -120,6 +142,9 @@ impl Blocks {
     pub(crate) fn insert(&mut self, block: Block, pages: &[(u64, CodeTag)]) -> u32 {
         let number = self.next();
         self.by_key.insert(block.key, number);
+        if let Some((key, entry)) = block.landing() {
+            self.landings.insert(key, entry);
+        }
         self.list.push(block);
         for &(address, tag) in pages {
             let page = self.pages.entry(address & !0xfff).or_insert(Page { tag, blocks: Vec::new(), rewrites: 0 });
@@ -157,12 +182,17 @@ impl Blocks {
                 self.by_key.remove(&block.key);
             }
             entries.push(block.entry);
+            if let Some((key, entry)) = block.landing() {
+                self.landings.remove(&key);
+                entries.push(entry);
+            }
         }
     }
 
     /// Forgets everything but which pages were rewritten.
     pub(crate) fn clear(&mut self) {
         self.by_key.clear();
+        self.landings.clear();
         self.list.clear();
         self.pages.retain(|_, page| {
             page.blocks = Vec::new();

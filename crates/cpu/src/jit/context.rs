@@ -71,6 +71,8 @@ pub(crate) struct Context {
     pub(crate) regs: u64,
     pub(crate) host_rsp: u64,
     pub(crate) target: u64,
+    /// Number of the site where a trampoline was taken.
+    pub(crate) site: u64,
     pub(crate) vcpu: *mut Vcpu,
     /// As `page_mask`, with the low bits of an aligned offset.
     pub(crate) page_mask16: u64,

@@ -285,8 +285,7 @@ impl Vcpu {
             jit.counters.dropped += 1;
             // Looked-up branches still lead here: look up again. Direct branches come from the same page only.
             let mut asm = Asm::new(entry);
-            asm.call(jit.trampolines.branch);
-            asm.u32(0);
+            trampoline::leave(&mut asm, jit.trampolines.branch, 0);
             jit.arena.patch(entry, &asm.bytes);
         }
     }
@@ -330,7 +329,9 @@ impl Vcpu {
             global = false;
         }
         let jit = self.jit.as_ref()?;
-        let code = jit.arena.address(jit.blocks.find(&key)?.1.entry) as u64;
+        let block = jit.blocks.find(&key)?.1;
+        let entry = if self.checking() { block.entry } else { jit.blocks.entry(&key)? };
+        let code = jit.arena.address(entry) as u64;
         if !self.checking() {
             self.tlb.remember_jump(self.jump_cache(), rip, code, global, key.second != ONE_PAGE);
         }
@@ -423,8 +424,14 @@ impl Vcpu {
             map.add(jit.arena.address(entry) as usize, translation.code.len(), self.regs[RIP], self.cpl == 3);
         }
         jit.sites.extend(translation.sites);
-        let block = Block { key, entry, direct: translation.direct, instructions: translation.instructions };
+        let Translation { direct, instructions, landing, .. } = translation;
+        let block = Block { key, entry, direct, instructions, landing };
         jit.blocks.insert(block, pages);
+        if let Some(landing) = landing.filter(|_| key.second == ONE_PAGE) {
+            // Returns that go elsewhere are predicted wrongly.
+            let rip = self.regs[RIP] & !0xfff | u64::from(landing.offset);
+            self.tlb.forget_jump(landing.access.into(), rip);
+        }
         Some(())
     }
 
@@ -596,12 +603,10 @@ type Served = fn(&mut Vcpu, Site) -> *const u8;
 /// What the trampolines call: finds the vCPU and the site, and serves it.
 ///
 /// # Safety
-/// `context` is the context block of the vCPU that entered the code, and `number` points to the number of a site.
-unsafe fn serve(context: *mut Context, number: *const u32, served: Served) -> *const u8 {
+/// `context` is the context block of the vCPU that entered the code.
+unsafe fn serve(context: *mut Context, number: u32, served: Served) -> *const u8 {
     // SAFETY: by the caller's promise; `enter` put the vCPU there and does not touch it until the code returns.
     let vcpu = unsafe { &mut *(*context).vcpu };
-    // SAFETY: by the caller's promise.
-    let number = unsafe { number.read_unaligned() };
     let site = vcpu.site(number);
     vcpu.take_vectors();
     served(vcpu, site)
@@ -609,7 +614,7 @@ unsafe fn serve(context: *mut Context, number: *const u32, served: Served) -> *c
 
 macro_rules! gate {
     ($name:ident => $served:ident) => {
-        unsafe extern "C" fn $name(context: *mut Context, number: *const u32) -> *const u8 {
+        unsafe extern "C" fn $name(context: *mut Context, number: u32) -> *const u8 {
             // SAFETY: only emitted code calls this, by a trampoline.
             unsafe { serve(context, number, Vcpu::$served) }
         }
@@ -630,7 +635,7 @@ pub(crate) fn vector_width() -> usize {
 mod host {
     use super::Context;
 
-    pub(super) type Gate = unsafe extern "C" fn(*mut Context, *const u32) -> *const u8;
+    pub(super) type Gate = unsafe extern "C" fn(*mut Context, u32) -> *const u8;
 
     pub(super) fn address(gate: Gate) -> usize {
         gate as usize

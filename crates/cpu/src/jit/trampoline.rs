@@ -1,7 +1,8 @@
 //! The two gates between Rust and emitted code, themselves emitted: one way in, one way out.
 //!
 //! On the way out all guest registers and flags go to the vCPU, so that Rust finds the complete state; on the way in they
-//! come from there. Emitted code leaves by `call`ing a trampoline; behind the call lies the number of a site that says why.
+//! come from there. Emitted code leaves by jumping to a trampoline, with the number of a site in ECX that says why: not by a call,
+//! which would put the host's prediction of returns out of step.
 
 use super::context::at;
 use crate::translate::asm::{Asm, Mem, cond, reg::*};
@@ -41,13 +42,24 @@ pub(crate) struct Trampolines {
     pub(crate) vectors: [(u32, u32); 2],
 }
 
-/// The Rust functions that trampolines call: (context, address of the site number) to where to go on, or null to leave.
+/// The Rust functions that trampolines call: (context, number of the site) to where to go on, or null to leave.
 pub(crate) struct Targets {
     pub(crate) op: usize,
     pub(crate) link: usize,
     pub(crate) branch: usize,
     pub(crate) event: usize,
 }
+
+/// Leaves by a trampoline: [`LEAVE`] bytes.
+pub(crate) fn leave(asm: &mut Asm, trampoline: u32, site: u32) {
+    // MOV ECX, imm32
+    asm.u8(0xb9);
+    asm.u32(site);
+    asm.jmp(trampoline);
+}
+
+/// Bytes of [`leave`].
+pub(crate) const LEAVE: u32 = 10;
 
 /// Emits the trampolines.
 pub(crate) fn emit(asm: &mut Asm, targets: &Targets) -> Trampolines {
@@ -80,8 +92,8 @@ pub(crate) fn emit(asm: &mut Asm, targets: &Targets) -> Trampolines {
 fn emit_vectors(asm: &mut Asm, wide: bool, load: bool) -> u32 {
     use crate::interp::fpu::FpuState;
     let start = asm.here();
-    // The caller's return address is on the stack; when saving, a trampoline's, too.
-    let field = |disp: i32| Mem::context(disp + if load { 8 } else { 16 });
+    // The caller's return address is on the stack.
+    let field = |disp: i32| Mem::context(disp + 8);
     asm.load(RCX, &field(at!(fpu)));
     let vectors = std::mem::offset_of!(FpuState, vectors) as u32;
     let opcode = if load { 0x10 } else { 0x11 };
@@ -163,8 +175,8 @@ fn emit_resume(asm: &mut Asm) {
 /// Stores the guest's registers, calls `function`, and resumes or returns to whoever entered.
 fn emit_leave(asm: &mut Asm, function: usize, resume: u32) -> u32 {
     let start = asm.here();
-    // The return address is on the stack: fields are 8 bytes further away.
-    let field = |disp: i32| Mem::context(disp + 8);
+    let field = Mem::context;
+    asm.store(&field(at!(site)), RCX);
     asm.store(&field(at!(scratch)), RAX);
     // LAHF; SETO AL
     asm.put(&[0x9f, 0x0f, 0x90, 0xc0]);
@@ -186,7 +198,7 @@ fn emit_leave(asm: &mut Asm, function: usize, resume: u32) -> u32 {
     asm.bind(save);
     asm.op_mem(false, &[0xff], 2, &field(at!(save)));
     asm.bind(skip);
-    pop(asm, RSI);
+    asm.load32(RSI, &field(at!(site)));
     asm.mov(RDI, RSP);
     asm.mov(RBX, RSP);
     asm.load(RSP, &Mem::base(RDI, at!(host_rsp)));

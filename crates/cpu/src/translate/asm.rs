@@ -194,13 +194,9 @@ impl Asm {
         self.modrm(to, &Mem::context(disp));
     }
 
-    /// A jump or call to an arena offset.
+    /// A jump to an arena offset.
     pub(crate) fn jmp(&mut self, target: u32) {
         self.u8(0xe9);
-        self.rel32(target);
-    }
-    pub(crate) fn call(&mut self, target: u32) {
-        self.u8(0xe8);
         self.rel32(target);
     }
     fn rel32(&mut self, target: u32) {
@@ -210,6 +206,12 @@ impl Asm {
     /// JMP with its target to be filled in.
     pub(crate) fn jmp_forward(&mut self) -> Fixup {
         self.u8(0xe9);
+        self.u32(0);
+        Fixup { at: self.bytes.len(), short: false }
+    }
+    /// CALL with its target to be filled in.
+    pub(crate) fn call_forward(&mut self) -> Fixup {
+        self.u8(0xe8);
         self.u32(0);
         Fixup { at: self.bytes.len(), short: false }
     }

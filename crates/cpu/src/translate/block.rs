@@ -8,14 +8,12 @@ use super::share::{self, Shared};
 use super::{Site, SiteKind, system};
 use crate::decode::{self, Flow, Mode, Op};
 use crate::jit::context::at;
-use crate::jit::trampoline::Trampolines;
+use crate::jit::trampoline::{LEAVE, Trampolines, leave};
 
 /// Longest block, in instructions.
 const MAX_INSTRUCTIONS: usize = 64;
 /// Conditional branches that a block goes on behind.
 const MAX_BRANCHES: usize = 4;
-/// Bytes of a call of a trampoline with the number of its site.
-const LEAVE: u32 = 9;
 
 /// What is to be translated, and where to.
 pub(crate) struct Request<'a> {
@@ -57,6 +55,19 @@ pub(crate) struct Translation {
     pub(crate) sites: Vec<Site>,
     /// Guest instructions in it.
     pub(crate) instructions: u32,
+    /// The entry for the return from its call.
+    pub(crate) landing: Option<Landing>,
+}
+
+/// Where the host's prediction expects the return from a call: an entry for looked-up branches.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Landing {
+    /// Offset in the page of the instruction behind the call.
+    pub(crate) offset: u32,
+    /// Arena offset.
+    pub(crate) entry: u32,
+    /// Access mode of the call.
+    pub(crate) access: u8,
 }
 
 /// A decoded instruction.
@@ -125,6 +136,7 @@ pub(crate) struct Translator<'a> {
     /// Offset of the first instruction in the page, and arena offset of its code.
     start: u32,
     direct: u32,
+    pub(super) landing: Option<Landing>,
     /// A branch to the first instruction need not leave emitted code.
     may_loop: bool,
     /// Instructions of the block, and the index of the last vector instruction.
@@ -168,6 +180,7 @@ pub(crate) fn translate(request: &Request<'_>, host_alu: &mut crate::interp::hos
         addend: None,
         start: request.start,
         direct: 0,
+        landing: None,
         may_loop: request.alone == 0 && !request.checking,
         count: insns.len(),
         last_vector: insns.iter().rposition(|insn| insn.how == How::Vector).unwrap_or(0),
@@ -182,9 +195,9 @@ pub(crate) fn translate(request: &Request<'_>, host_alu: &mut crate::interp::hos
         block: request.block,
     };
     translator.emit(&insns, complete);
-    let direct = translator.direct;
+    let (direct, landing) = (translator.direct, translator.landing);
     let (code, sites) = translator.finish();
-    Some(Translation { code, direct, sites, instructions: insns.len() as u32 })
+    Some(Translation { code, direct, sites, instructions: insns.len() as u32, landing })
 }
 
 /// Decodes up to the end of the block; whether its last instruction ends it by itself.
@@ -240,11 +253,7 @@ fn changes_access(instruction: &Instruction) -> bool {
 
 impl Translator<'_> {
     fn emit(&mut self, insns: &[Insn], complete: bool) {
-        // Looked-up branches come with the linear address in R15: LEA with a 32-bit displacement, so that this entry is
-        // always long enough to be overwritten by a call when the block is dropped.
-        self.asm.put(&[0x4d, 0x8d, 0xbf]);
-        self.asm.u32(self.start.wrapping_neg());
-        self.asm.store(&Mem::context(at!(page)), R15);
+        self.looked_up_entry(self.start);
         self.direct = self.asm.here();
         for (i, insn) in insns.iter().enumerate() {
             self.current = i;
@@ -259,6 +268,14 @@ impl Translator<'_> {
             self.access = exit.access;
             self.go_to(&insns[exit.insn], exit.target);
         }
+    }
+
+    /// Where looked-up branches come in, with the linear address in R15: an offset of the page. LEA with a 32-bit displacement, so
+    /// that the entry is always long enough to be overwritten by [`leave`] when the block is dropped.
+    pub(super) fn looked_up_entry(&mut self, offset: u32) {
+        self.asm.put(&[0x4d, 0x8d, 0xbf]);
+        self.asm.u32(offset.wrapping_neg());
+        self.asm.store(&Mem::context(at!(page)), R15);
     }
 
     /// Whether the current instruction is the last of the block.
@@ -345,10 +362,9 @@ impl Translator<'_> {
         self.addend = None;
     }
 
-    /// Calls a trampoline: [`LEAVE`] bytes.
+    /// Leaves by a trampoline: [`LEAVE`] bytes.
     pub(super) fn leave_here(&mut self, trampoline: u32, kind: SiteKind) {
-        self.asm.call(trampoline);
-        self.asm.u32(self.first_site + self.sites.len() as u32);
+        leave(&mut self.asm, trampoline, self.first_site + self.sites.len() as u32);
         self.site(kind);
     }
 

@@ -3,11 +3,15 @@
 //! A direct branch inside a page jumps to its target's code, bound when it is first taken. Everything else looks up its
 //! target's linear address in the jump cache, which is as valid as the TLB. Every cycle has a backward branch or an indirect
 //! one: these look first whether events are pending.
+//!
+//! A call's way back is told to the host's predictor of returns: the call runs a CALL of the host whose return address is a
+//! [`Landing`], which leads to the code behind the call. A return finds the landing in the jump cache like any target, and goes
+//! there by a RET of the host. Nothing depends on whether the two belong together but how fast it is.
 
 use iced_x86::{Mnemonic, OpKind};
 
 use super::asm::{Fixup, Mem, reg::*};
-use super::block::{Insn, Translator};
+use super::block::{Insn, Landing, Translator};
 use super::classify::is_near;
 use super::{SiteKind, resident, spilled};
 use crate::jit::context::{MODES, at, table};
@@ -48,6 +52,20 @@ impl Translator<'_> {
 
     /// Goes to the linear address in R15. `undo` is to be added to RSP if the address turns out not to be canonical.
     pub(super) fn look_up(&mut self, insn: &Insn, undo: i32, poll: bool) {
+        let entry = self.find_entry(insn, undo, poll);
+        self.asm.op_mem(false, &[0xff], 4, &entry);
+    }
+
+    /// As [`Translator::look_up`], for a return: the host's predictor of returns is asked.
+    fn look_up_return(&mut self, insn: &Insn, undo: i32) {
+        let entry = self.find_entry(insn, undo, true);
+        // PUSH of the address, RET.
+        self.asm.op_mem(false, &[0xff], 6, &entry);
+        self.asm.u8(0xc3);
+    }
+
+    /// The place in the jump cache where the code for R15 is.
+    fn find_entry(&mut self, insn: &Insn, undo: i32, poll: bool) -> Mem {
         let jumps = table::jumps(self.access + if self.legacy { MODES } else { 0 });
         let kind = SiteKind::Branch { start: insn.start, undo };
         let event = poll.then(|| self.poll());
@@ -61,7 +79,7 @@ impl Translator<'_> {
         }
         self.leave_here(self.trampolines.branch, kind);
         self.asm.bind(hit);
-        self.asm.op_mem(false, &[0xff], 4, &Mem::indexed(RSP, R14, 3, jumps + 8));
+        Mem::indexed(RSP, R14, 3, jumps + 8)
     }
 
     /// Offset of a direct branch's target.
@@ -80,12 +98,14 @@ impl Translator<'_> {
             }
             Mnemonic::Call if is_near(i) => {
                 self.push_return(insn);
+                self.expect_return(insn);
                 self.go_to(insn, Self::target(insn));
             }
             Mnemonic::Call => {
                 self.indirect_target(insn);
                 self.asm.store(&Mem::context(at!(scratch)), R15);
                 self.push_return(insn);
+                self.expect_return(insn);
                 self.asm.load(R15, &Mem::context(at!(scratch)));
                 self.look_up(insn, 8, true);
             }
@@ -94,7 +114,7 @@ impl Translator<'_> {
                 let place = self.stack_access(insn, R13, 0, false);
                 self.load_word(R15, &place);
                 self.add_word(R13, R13, size);
-                self.look_up(insn, -size, true);
+                self.look_up_return(insn, -size);
             }
             Mnemonic::Jrcxz | Mnemonic::Jecxz | Mnemonic::Loop => {
                 if i.mnemonic() == Mnemonic::Loop {
@@ -157,5 +177,22 @@ impl Translator<'_> {
         self.asm.lea(true, RCX, &Mem::base(RCX, insn.next as i32));
         self.store_word(&place, RCX);
         self.add_word(R13, R13, -word);
+    }
+
+    /// Tells the host's predictor where the call will return to.
+    fn expect_return(&mut self, insn: &Insn) {
+        let offset = insn.next;
+        if offset >= 0x1000 || self.crosses(offset as usize) {
+            return;
+        }
+        let on = self.asm.call_forward();
+        self.landing = Some(Landing { offset, entry: self.asm.here(), access: self.access as u8 });
+        self.looked_up_entry(offset);
+        let jump = self.asm.jmp_forward();
+        let patch = self.asm.field(jump);
+        self.stub(jump, self.trampolines.link, SiteKind::Link { patch, target: offset, alone: 0 });
+        self.asm.bind(on);
+        // What the CALL has pushed is not needed.
+        self.asm.lea(true, RSP, &Mem::base(RSP, 8));
     }
 }
