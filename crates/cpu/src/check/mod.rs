@@ -74,6 +74,17 @@ struct System {
     access: AccessMode,
 }
 
+/// What the interpreter made of the first rounds of an unrolled loop, where translated code may stop: accesses of several rounds
+/// together may not be allowed.
+struct Round {
+    after: Snapshot,
+    vectors: Vectors,
+    executed: usize,
+    /// Number of writes, and what they wrote to.
+    writes: usize,
+    new: Vec<u8>,
+}
+
 /// What the interpreter made of a block. Large, so it stays in its place and serves one block after the other.
 pub(crate) struct Expected {
     before: Snapshot,
@@ -86,6 +97,8 @@ pub(crate) struct Expected {
     log: Box<Log>,
     /// The bytes afterwards at the places of the log's writes.
     new: Vec<u8>,
+    /// Rounds before the last.
+    rounds: Vec<Round>,
 }
 
 impl Vcpu {
@@ -152,25 +165,37 @@ impl Vcpu {
         self.tlb.force_mode(system.access);
     }
 
-    /// Runs `count` instructions in the interpreter, or fewer if a branch is taken before, and takes their effects back. `None` if
-    /// they cannot be compared.
-    pub(crate) fn rehearse(&mut self, count: u32) -> Option<Box<Expected>> {
+    /// Runs `count` instructions in the interpreter, or fewer if a branch is taken before, and takes their effects back; a loop of
+    /// `period` instructions is gone through until it ends. `None` if they cannot be compared.
+    pub(crate) fn rehearse(&mut self, count: u32, period: u32) -> Option<Box<Expected>> {
         let mut expected = self.rehearsal.take().unwrap_or_else(|| self.blank());
         expected.vectors = self.fpu.vectors;
         expected.log.clear();
+        expected.rounds.clear();
         expected.before = self.snapshot();
         let attention = self.attention;
         self.tlb.exchange();
         self.check = Some(std::mem::take(&mut expected.log));
         let mut outcome = Ok(());
-        let (mut executed, mut left) = (0, count);
+        let (mut executed, mut left, mut in_round) = (0, count, period);
         while left != 0 {
-            let run = self.interpret_some(left);
+            let run = self.interpret_some(in_round);
             outcome = run.outcome;
             executed += if outcome.is_err() { run.begun - 1 } else { run.begun };
             left = left.saturating_sub(run.begun as u32);
-            if outcome.is_err() || !run.straight || self.cannot_be_compared() {
+            in_round = in_round.saturating_sub(run.begun as u32);
+            if outcome.is_err() || self.cannot_be_compared() {
                 break;
+            }
+            let round_ends = in_round == 0;
+            let goes_on = if round_ends { self.regs[RIP] == expected.before.regs[RIP] } else { run.straight };
+            if !goes_on {
+                break;
+            }
+            if round_ends && left != 0 {
+                in_round = period;
+                let round = self.round(executed);
+                expected.rounds.push(round);
             }
         }
         self.tlb.exchange();
@@ -189,10 +214,57 @@ impl Vcpu {
         Some(expected)
     }
 
+    /// What the interpreter has made of it so far.
+    fn round(&mut self, executed: usize) -> Round {
+        let after = self.snapshot();
+        let (mut new, mut writes) = (Vec::new(), 0);
+        if let Some(log) = self.check.as_ref() {
+            (new, writes) = (vec![0; log.old.len()], log.writes.len());
+            for write in &log.writes {
+                let _ = self.memory.read(write.gpa, &mut new[write.bytes()]);
+            }
+        }
+        Round { after, vectors: self.fpu.vectors, executed, writes, new }
+    }
+
+    /// Makes the round that translated code has stopped after, if it is not the last, the one to compare with.
+    fn choose_round(&self, expected: &mut Expected, outcome: Step) {
+        let memory = |writes: &[Write], new: &[u8]| {
+            let mut bytes = vec![0; new.len()];
+            writes.iter().all(|write| {
+                let _ = self.memory.read(write.gpa, &mut bytes[write.bytes()]);
+                bytes[write.bytes()] == new[write.bytes()]
+            })
+        };
+        let same = |round: &Round| {
+            round.after.regs[..16] == self.regs[..16]
+                && round.after.regs[RIP] == self.regs[RIP]
+                && memory(&expected.log.writes[..round.writes], &round.new)
+        };
+        if outcome.is_err() {
+            return;
+        }
+        if let Some(found) = expected.rounds.iter().position(same) {
+            let round = expected.rounds.swap_remove(found);
+            (expected.after, expected.vectors, expected.executed) = (round.after, round.vectors, round.executed);
+            (expected.outcome, expected.new) = (Ok(()), round.new);
+            expected.log.writes.truncate(round.writes);
+        }
+    }
+
     fn blank(&mut self) -> Box<Expected> {
         let (before, after) = (self.snapshot(), self.snapshot());
         let (log, new) = Default::default();
-        Box::new(Expected { before, after, vectors: self.fpu.vectors, outcome: Ok(()), executed: 0, log, new })
+        Box::new(Expected {
+            before,
+            after,
+            vectors: self.fpu.vectors,
+            outcome: Ok(()),
+            executed: 0,
+            log,
+            new,
+            rounds: Vec::new(),
+        })
     }
 
     /// Undoes what the interpreter has done, after noting what it wrote to memory and vector registers.
@@ -217,19 +289,21 @@ impl Vcpu {
 
     /// Compares the state after translated code with the interpreter's. Nothing else can be trusted after a difference, so it
     /// ends the program.
-    pub(crate) fn compare(&mut self, expected: Box<Expected>, instructions: u32, outcome: Step) {
+    /// `period`: instructions of one round.
+    pub(crate) fn compare(&mut self, mut expected: Box<Expected>, period: u32, outcome: Step) {
         // A repeated instruction may have stopped for an event.
         if outcome != Err(Trap::Leave) {
-            let found = self.differences(&expected, outcome);
+            self.choose_round(&mut expected, outcome);
+            let found = self.differences(&expected, period, outcome);
             if !found.is_empty() {
-                self.report(&expected, instructions, &found);
+                self.report(&expected, period, &found);
             }
         }
         self.rehearsal = Some(expected);
     }
 
     /// What differs, a line each.
-    fn differences(&mut self, expected: &Expected, outcome: Step) -> String {
+    fn differences(&mut self, expected: &Expected, period: u32, outcome: Step) -> String {
         let mut found = String::new();
         let now = self.snapshot();
         for r in (0..16).chain([RIP]) {
@@ -240,7 +314,7 @@ impl Vcpu {
         }
         let (want, got) = (expected.after.flags.value(), self.flags.value());
         // Which flags mean nothing takes a while to find out.
-        let mask = if want == got { 0 } else { !self.undefined_flags(expected) };
+        let mask = if want == got { 0 } else { !self.undefined_flags(expected, period) };
         let (want, got) = (want & mask, got & mask);
         if want != got {
             let _ = writeln!(found, "flags: interpreter {want:#x}, translated {got:#x}");
@@ -285,9 +359,10 @@ impl Vcpu {
     }
 
     /// Flags of RFLAGS that the manuals leave undefined where the interpreter ended.
-    fn undefined_flags(&mut self, expected: &Expected) -> u64 {
-        let executed = self.listing(expected.before.regs[RIP], expected.executed as u32);
-        flags::to_rflags(executed.iter().fold(0, |before, instruction| flags::undefined(instruction, before)))
+    fn undefined_flags(&mut self, expected: &Expected, period: u32) -> u64 {
+        let round = self.listing(expected.before.regs[RIP], period);
+        let executed = round.iter().cycle().take(expected.executed);
+        flags::to_rflags(executed.fold(0, |before, instruction| flags::undefined(instruction, before)))
     }
 
     /// The instructions at a linear address, at most `count`, none that begins in the next page.

@@ -47,6 +47,8 @@ pub(crate) struct Block {
     pub(crate) direct: u32,
     /// Guest instructions in it.
     pub(crate) instructions: u32,
+    /// The same of one copy of the loop that it is, or all.
+    pub(crate) period: u32,
     pub(crate) landing: Option<Landing>,
 }
 
@@ -116,10 +118,10 @@ impl Blocks {
         self.list.get(number as usize)
     }
 
-    /// Number of instructions of the block with an entry.
-    pub(crate) fn at_entry(&self, entry: u32) -> Option<u32> {
+    /// The block with an entry.
+    pub(crate) fn at_entry(&self, entry: u32) -> Option<&Block> {
         let index = self.list.binary_search_by_key(&entry, |block| block.entry).ok()?;
-        self.list.get(index).map(|block| block.instructions)
+        self.list.get(index)
     }
 
     /// The number of the next block.

@@ -162,11 +162,12 @@ impl Vcpu {
         }
         jit.checks = 0;
         let offset = (code as usize).wrapping_sub(jit.arena.address(0) as usize);
-        let instructions = jit.blocks.at_entry(offset as u32)?;
-        let expected = self.rehearse(instructions)?;
+        let block = jit.blocks.at_entry(offset as u32)?;
+        let (instructions, period) = (block.instructions, block.period);
+        let expected = self.rehearse(instructions, period)?;
         let outcome = self.enter(code);
         self.jit.as_mut()?.counters.checked += 1;
-        self.compare(expected, instructions, outcome);
+        self.compare(expected, period, outcome);
         Some(outcome)
     }
 
@@ -424,8 +425,8 @@ impl Vcpu {
             map.add(jit.arena.address(entry) as usize, translation.code.len(), self.regs[RIP], self.cpl == 3);
         }
         jit.sites.extend(translation.sites);
-        let Translation { direct, instructions, landing, .. } = translation;
-        let block = Block { key, entry, direct, instructions, landing };
+        let Translation { direct, instructions, period, landing, .. } = translation;
+        let block = Block { key, entry, direct, instructions, period, landing };
         jit.blocks.insert(block, pages);
         if let Some(landing) = landing.filter(|_| key.second == ONE_PAGE) {
             // Returns that go elsewhere are predicted wrongly.

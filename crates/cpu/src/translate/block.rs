@@ -12,6 +12,9 @@ use crate::jit::trampoline::{LEAVE, Trampolines, leave};
 
 /// Longest block, in instructions.
 const MAX_INSTRUCTIONS: usize = 64;
+/// Copies of a loop's body that a block holds at most, and their instructions.
+const MAX_COPIES: usize = 4;
+const MAX_UNROLLED: usize = 2 * MAX_INSTRUCTIONS;
 /// Conditional branches that a block goes on behind.
 const MAX_BRANCHES: usize = 4;
 
@@ -55,6 +58,8 @@ pub(crate) struct Translation {
     pub(crate) sites: Vec<Site>,
     /// Guest instructions in it.
     pub(crate) instructions: u32,
+    /// The same of one copy of the loop that it is, or all.
+    pub(crate) period: u32,
     /// The entry for the return from its call.
     pub(crate) landing: Option<Landing>,
 }
@@ -71,6 +76,7 @@ pub(crate) struct Landing {
 }
 
 /// A decoded instruction.
+#[derive(Clone)]
 pub(super) struct Insn {
     pub(super) instruction: Instruction,
     pub(super) offsets: ConstantOffsets,
@@ -83,6 +89,8 @@ pub(super) struct Insn {
     pub(super) how: How,
     /// It ends its block.
     pub(super) ends: bool,
+    /// It branches to the start of its block, and the code for that follows.
+    pub(super) again: bool,
     /// The groups of its accesses, to its memory operand and to the stack.
     pub(super) operand: Option<Shared>,
     pub(super) stack: Option<Shared>,
@@ -141,6 +149,8 @@ pub(crate) struct Translator<'a> {
     may_loop: bool,
     /// Instructions of the block, and the index of the last vector instruction.
     count: usize,
+    /// Instructions of one copy of an unrolled loop, or all.
+    period: usize,
     last_vector: usize,
     exits: Vec<Exit>,
     stubs: Vec<Stub>,
@@ -160,6 +170,10 @@ pub(crate) fn translate(request: &Request<'_>, host_alu: &mut crate::interp::hos
         (last.how, last.ends) = (How::Interpret, true);
     }
     insns.last()?;
+    let period = insns.len();
+    if complete && request.alone == 0 && !request.crossing {
+        unroll(&mut insns);
+    }
     let mut info = InstructionInfoFactory::new();
     if request.alone == 0 {
         share::plan(&mut insns, &mut info, !request.mode.is_64());
@@ -183,6 +197,7 @@ pub(crate) fn translate(request: &Request<'_>, host_alu: &mut crate::interp::hos
         landing: None,
         may_loop: request.alone == 0 && !request.checking,
         count: insns.len(),
+        period,
         last_vector: insns.iter().rposition(|insn| insn.how == How::Vector).unwrap_or(0),
         exits: Vec::new(),
         x87_ready: false,
@@ -197,7 +212,29 @@ pub(crate) fn translate(request: &Request<'_>, host_alu: &mut crate::interp::hos
     translator.emit(&insns, complete);
     let (direct, landing) = (translator.direct, translator.landing);
     let (code, sites) = translator.finish();
-    Some(Translation { code, direct, sites, instructions: insns.len() as u32, landing })
+    Some(Translation { code, direct, sites, instructions: insns.len() as u32, period: period as u32, landing })
+}
+
+/// Repeats a block that branches back to its start: accesses of several rounds that lie close together share one check then, and
+/// events are looked for once in so many rounds.
+fn unroll(insns: &mut Vec<Insn>) {
+    let (Some(first), Some(last), period) = (insns.first(), insns.last(), insns.len()) else { return };
+    let distance = i64::from(last.next).wrapping_add(last.op.imm as i64);
+    let loops = last.how == How::Branch
+        && last.instruction.is_jcc_short_or_near()
+        && distance == i64::from(first.start)
+        && insns.iter().all(|insn| share::stays(insn.how));
+    let copies = MAX_COPIES.min(MAX_UNROLLED / period);
+    if !loops || copies < 2 {
+        return;
+    }
+    let body = insns.clone();
+    for _ in 1..copies {
+        if let Some(last) = insns.last_mut() {
+            last.again = true;
+        }
+        insns.extend(body.iter().cloned());
+    }
 }
 
 /// Decodes up to the end of the block; whether its last instruction ends it by itself.
@@ -226,7 +263,8 @@ fn decode_block(request: &Request<'_>, host_alu: &mut crate::interp::hostalu::Ho
             How::System => system::ends(&instruction),
             _ => flow == Flow::End || changes_access(&instruction),
         };
-        let insn = Insn { instruction, offsets, at, start, next, op, how, ends, operand: None, stack: None };
+        let insn =
+            Insn { instruction, offsets, at, start, next, op, how, ends, again: false, operand: None, stack: None };
         let goes_on = !ends || branches < MAX_BRANCHES && skips_forward(&insn);
         branches += usize::from(ends);
         at += usize::from(insn.op.len);
@@ -295,7 +333,8 @@ impl Translator<'_> {
 
     /// Lets a forward jump lead to the version of the block from `insn` on where every access has its own check.
     pub(super) fn go_alone(&mut self, insn: &Insn, from: Fixup) {
-        let (patch, alone) = (self.asm.field(from), (self.count - self.current) as u8);
+        let alone = (self.period - self.current % self.period) as u8;
+        let patch = self.asm.field(from);
         self.stub(from, self.trampolines.link, SiteKind::Link { patch, target: insn.start, alone });
     }
 

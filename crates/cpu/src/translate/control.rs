@@ -139,6 +139,15 @@ impl Translator<'_> {
         // iced numbers the conditions from 1 in the order of their encodings.
         let condition = condition.wrapping_sub(1) & 15;
         let (target, next) = (Self::target(insn), i64::from(insn.next));
+        if insn.again {
+            let leaves = self.asm.jcc_forward(condition ^ 1);
+            if (0..0x1000).contains(&next) && !self.crosses(next as usize) {
+                let patch = self.asm.field(leaves);
+                let kind = SiteKind::Link { patch, target: next as u32, alone: 0 };
+                return self.stub(leaves, self.trampolines.link, kind);
+            }
+            return self.exit_later(leaves, next);
+        }
         let inside = (0..0x1000).contains(&target) && !self.crosses(target as usize);
         if inside && target > i64::from(insn.start) {
             let taken = self.asm.jcc_forward(condition);

@@ -154,6 +154,7 @@ impl Translator<'_> {
         if shared.first {
             // The range of the group first, in two steps if the sum of the displacements is out of range.
             match disp.checked_add(shared.start) {
+                Some(0) => self.asm.mov(R15, base),
                 Some(disp) => self.asm.lea(true, R15, &Mem::base(base, disp)),
                 None => {
                     self.asm.lea(true, R15, &Mem::base(base, disp));

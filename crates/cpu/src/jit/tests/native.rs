@@ -7,7 +7,7 @@ use iced_x86::IcedError;
 use iced_x86::code_asm::*;
 use platform::x86::{cr4, gpr, rflags};
 
-use super::{DATA, counters, run, translated};
+use super::{DATA, TranslatorOptions, counters, run, translated};
 use crate::Features;
 use crate::features::Placement;
 use crate::testing::{Machine, at, sel};
@@ -449,4 +449,74 @@ fn masks_decide_what_is_accessed() {
         a.hlt()
     });
     assert!(interpreted < 40, "they stay in emitted code: {interpreted}");
+}
+
+#[test]
+fn loops_whose_rounds_share_checks() {
+    let prepare = || {
+        let mut machine = machine(false);
+        machine.vcpu.set_rip(0x60_0000);
+        // Nothing behind the data.
+        machine.put(at::PAGES + 0x2000 + 16, 0u64);
+        // #PF: notes the flags, and goes back some bytes.
+        machine.code_at(Machine::handler(14), |a| {
+            a.pop(r13)?;
+            a.add(r14, qword_ptr(rsp + 16))?;
+            a.sub(rsi, 0x40)?;
+            a.iretq()
+        });
+        machine
+    };
+    let write: &Write = &|a| {
+        let mut outer = a.create_label();
+        a.mov(r11d, 5)?;
+        a.set_label(&mut outer)?;
+        // From the end of what is mapped, to the end of a page.
+        let (mut copy, mut skip) = (a.create_label(), a.create_label());
+        a.lea(rsi, qword_ptr(r11 + (DATA + 0x20_0000 - 0x33) as i32))?;
+        a.lea(rdi, qword_ptr(r11 * 4 + (DATA + 0xfc1) as i32))?;
+        a.mov(ebp, 200)?;
+        a.cmp(ebp, 300)?;
+        a.set_label(&mut copy)?;
+        a.movzx(eax, byte_ptr(rsi))?;
+        a.adc(rbx, rax)?;
+        a.mov(byte_ptr(rdi), al)?;
+        a.add(rsi, 1)?;
+        a.inc(rdi)?;
+        a.cmp(al, 0x80)?;
+        a.jb(skip)?;
+        a.add(rbx, qword_ptr(rdi - 8))?;
+        a.set_label(&mut skip)?;
+        a.dec(ebp)?;
+        a.jnz(copy)?;
+        // Nothing but memory tells the rounds apart.
+        let mut count = a.create_label();
+        a.mov(dword_ptr(DATA + 0x100), 103)?;
+        a.set_label(&mut count)?;
+        a.dec(dword_ptr(DATA + 0x100))?;
+        a.jnz(count)?;
+        // Out of the middle.
+        let mut find = a.create_label();
+        a.lea(rdx, qword_ptr(r11 * 8 + (DATA + 0x1ff0) as i32))?;
+        a.set_label(&mut find)?;
+        a.inc(rdx)?;
+        a.add(r8, 3)?;
+        a.cmp(byte_ptr(rdx), 0x40)?;
+        a.jae(find)?;
+        a.adc(r8, rdx)?;
+        a.dec(r11d)?;
+        a.jnz(outer)?;
+        a.hlt()
+    };
+    same(prepare, write);
+    // In step with the interpreter.
+    let mut machine = prepare();
+    for i in 0..0x600 {
+        machine.put(DATA + 8 * i, i.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    }
+    let options = TranslatorOptions { cache_bytes: 4 << 20, threshold: 1, check: 1 };
+    machine.vcpu.set_translator(Some(options)).expect("this host runs translated code");
+    machine.code(write);
+    run(&mut machine);
+    assert!(counters(&machine).checked > 100);
 }
