@@ -226,7 +226,7 @@ fn repeated<T: Int, E: Element>(vcpu: &mut Vcpu, op: &Op) -> Step {
         if E::COMPARES && vcpu.flags.zf() != (op.flags & op_flag::REP != 0) {
             return Ok(());
         }
-        if count != done && (vcpu.events.pending() != 0 || stepped) {
+        if count != done && (vcpu.events.pending() != 0 || stepped || vcpu.attention & attention::DEBUG_TRAP != 0) {
             // Pause here; the instruction runs again for the rest, without another instruction breakpoint. That it may have
             // overwritten itself is no reason: processors notice that behind it.
             vcpu.flags.sys |= rflags::RF;
