@@ -4,8 +4,10 @@ use iced_x86::{ConstantOffsets, Instruction, InstructionInfoFactory};
 
 use super::asm::{Asm, Fixup, Mem, reg::*};
 use super::classify::{How, classify};
+use super::held::Held;
+use super::rewrite::number;
 use super::share::{self, Shared};
-use super::{Site, SiteKind, system};
+use super::{Site, SiteKind, resident, system};
 use crate::decode::{self, Flow, Mode, Op};
 use crate::jit::context::at;
 use crate::jit::trampoline::{LEAVE, Trampolines, leave};
@@ -141,6 +143,10 @@ pub(crate) struct Translator<'a> {
     pub(super) info: InstructionInfoFactory,
     /// The group whose distance to the host address is in R14.
     pub(super) addend: Option<u16>,
+    /// What the other scratch registers hold.
+    pub(super) held: Held,
+    /// Guest registers without a host register of their own that each instruction names, one bit for each.
+    pub(super) uses: Vec<u16>,
     /// Offset of the first instruction in the page, and arena offset of its code.
     start: u32,
     direct: u32,
@@ -154,9 +160,9 @@ pub(crate) struct Translator<'a> {
     last_vector: usize,
     exits: Vec<Exit>,
     stubs: Vec<Stub>,
-    /// Arena offset behind each instruction.
-    resumes: Vec<u32>,
-    current: usize,
+    /// Arena offset behind each instruction, and what is held there.
+    resumes: Vec<(u32, Held)>,
+    pub(super) current: usize,
     sites: Vec<Site>,
     first_site: u32,
     block: u32,
@@ -192,6 +198,8 @@ pub(crate) fn translate(request: &Request<'_>, host_alu: &mut crate::interp::hos
         vectors_ready: false,
         info,
         addend: None,
+        held: Held::default(),
+        uses: insns.iter().map(names_spilled).collect(),
         start: request.start,
         direct: 0,
         landing: None,
@@ -284,6 +292,16 @@ fn skips_forward(insn: &Insn) -> bool {
     insn.how == How::Branch && insn.instruction.is_jcc_short_or_near() && !loops
 }
 
+/// Guest registers without a host register of their own that an instruction names, one bit for each.
+fn names_spilled(insn: &Insn) -> u16 {
+    let i = &insn.instruction;
+    let operands = (0..i.op_count()).filter(|&n| i.op_kind(n) == iced_x86::OpKind::Register).map(|n| i.op_register(n));
+    operands
+        .chain([i.memory_base(), i.memory_index()])
+        .filter(|r| r.is_gpr() && resident(number(*r)).is_none())
+        .fold(0, |all, r| all | 1 << number(r))
+}
+
 /// Instructions that go on in the same block of the interpreter, but under another access mode.
 fn changes_access(instruction: &Instruction) -> bool {
     matches!(instruction.mnemonic(), iced_x86::Mnemonic::Stac | iced_x86::Mnemonic::Clac)
@@ -295,12 +313,17 @@ impl Translator<'_> {
         self.direct = self.asm.here();
         for (i, insn) in insns.iter().enumerate() {
             self.current = i;
+            if insns.get(i + 1).is_some_and(|next| next.how == How::Branch) {
+                // Not between a comparison and its branch.
+                self.settle_held();
+            }
             self.instruction(insn);
-            self.resumes.push(self.asm.here());
+            self.resumes.push((self.asm.here(), self.held));
         }
         if let (false, Some(last)) = (complete, insns.last()) {
             self.fall_through(last);
         }
+        self.held = Held::default();
         for exit in std::mem::take(&mut self.exits) {
             self.asm.bind(exit.from);
             self.access = exit.access;
@@ -339,6 +362,7 @@ impl Translator<'_> {
     }
 
     fn fall_through(&mut self, last: &Insn) {
+        self.release_all();
         self.note_x87();
         self.go_to(last, i64::from(last.next));
     }
@@ -346,10 +370,19 @@ impl Translator<'_> {
     fn instruction(&mut self, insn: &Insn) {
         let x87 = matches!(insn.how, How::X87 | How::Mmx);
         if insn.ends || !x87 && !super::share::touches_registers_only(insn) {
+            if self.x87_last.is_some() {
+                self.release_all();
+            }
             self.note_x87();
         }
         if !super::share::stays(insn.how) {
             self.addend = None;
+        }
+        match insn.how {
+            How::Nothing | How::Copy | How::Lea | How::MovImmediate | How::Bswap | How::Rewrite => {}
+            // Only the way on finds them held.
+            How::Branch if insn.instruction.is_jcc_short_or_near() && !self.is_last() => self.settle_held(),
+            _ => self.release_all(),
         }
         match insn.how {
             How::Interpret => self.interpret(insn),
@@ -436,15 +469,20 @@ impl Translator<'_> {
         for mut stub in std::mem::take(&mut self.stubs) {
             self.asm.bind(stub.from);
             let behind = stub.resume.and_then(|i| self.resumes.get(i).copied());
-            if let (SiteKind::Op { resume, .. }, Some(behind)) = (&mut stub.kind, behind) {
-                *resume = behind;
-            }
             (self.access, self.x87_ready) = (stub.access, stub.x87);
             if stub.x87_last.is_some() {
                 self.x87_last = stub.x87_last;
                 self.note_x87_keeping_address();
             }
+            let held = behind.map(|(_, held)| held).filter(|held| !held.is_empty());
+            if let (SiteKind::Op { resume, .. }, Some((behind, _))) = (&mut stub.kind, behind) {
+                *resume = if held.is_some() { self.asm.here() + LEAVE } else { behind };
+            }
             self.leave_here(stub.trampoline, stub.kind);
+            if let (Some(held), Some((behind, _))) = (held, behind) {
+                held.reload(&mut self.asm);
+                self.asm.jmp(behind);
+            }
         }
         (self.asm.bytes, self.sites)
     }

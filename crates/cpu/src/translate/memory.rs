@@ -47,23 +47,35 @@ pub(super) fn fits(op: &Op, next: u32, legacy: bool) -> bool {
 }
 
 impl Translator<'_> {
-    /// Base, index and displacement, with spilled registers loaded into R15 (base) and R14 (index).
+    /// Base, index and displacement, with spilled registers in scratch registers; R14 only if the others are taken.
     pub(super) fn terms(&mut self, op: &Op, next: u32) -> Terms {
         let mut disp = op.disp as i32;
         let base = match usize::from(op.base) {
             ZERO => None,
             RIP => {
+                self.release(R15);
                 self.asm.load(R15, &Mem::context(at!(page)));
                 disp = disp.wrapping_add(next as i32);
                 Some(R15)
             }
-            _ => Some(self.in_register(op.base, R15)),
+            _ => {
+                // Not where the index is already.
+                let index = self.holder(op.index);
+                Some(self.readable(op.base, index.as_slice()))
+            }
         };
-        let index = (usize::from(op.index) != ZERO).then(|| (self.in_register(op.index, R14), op.scale & 3));
-        if index.is_some_and(|(host, _)| host == R14) {
-            self.addend = None;
-        }
+        let index = (usize::from(op.index) != ZERO).then(|| (self.readable(op.index, base.as_slice()), op.scale & 3));
         Terms { base, index, disp }
+    }
+
+    /// The host register where a guest register can be read: R14 if it has none and all others are busy.
+    fn readable(&mut self, guest: u8, busy: &[u8]) -> u8 {
+        if let Some(host) = self.target_register(guest, true, busy) {
+            return host;
+        }
+        self.addend = None;
+        self.asm.load(R14, &spilled(guest));
+        R14
     }
 
     /// The host register of a guest register, loaded into `scratch` if it has none.
@@ -88,6 +100,7 @@ impl Translator<'_> {
         };
         let absolute = usize::from(op.base) == ZERO && usize::from(op.index) == ZERO;
         if let (Some(segment), true) = (base_of_segment, absolute) {
+            self.release(R15);
             self.asm.load(R15, &segment);
             if op.disp != 0 {
                 self.asm.lea(true, R15, &Mem::base(R15, op.disp as i32));
@@ -95,9 +108,11 @@ impl Translator<'_> {
             return;
         }
         if absolute {
+            self.release(R15);
             return self.asm.mov_imm(R15, op.disp);
         }
         let mut terms = self.terms(op, insn.next);
+        self.release(R15);
         if let (Some(segment), true, None) = (base_of_segment, wide, terms.index) {
             self.addend = None;
             self.asm.load(R14, &segment);
@@ -141,9 +156,11 @@ impl Translator<'_> {
             if shared.plain {
                 return self.shared_access(insn, shared, base, disp);
             }
+            self.release(R15);
             self.asm.lea(wide, R15, &Mem::base(base, disp));
             return self.shared_access(insn, shared, R15, 0);
         }
+        self.release(R15);
         self.asm.lea(wide, R15, &Mem::base(base, disp));
         self.check(insn, self.word(), write);
         Self::operand()
@@ -152,6 +169,9 @@ impl Translator<'_> {
     /// The operand at [base + disp], of a group of accesses.
     fn shared_access(&mut self, insn: &Insn, shared: Shared, base: u8, disp: i32) -> Mem {
         if shared.first {
+            if base != R15 {
+                self.release(R15);
+            }
             // The range of the group first, in two steps if the sum of the displacements is out of range.
             match disp.checked_add(shared.start) {
                 Some(0) => self.asm.mov(R15, base),
@@ -173,6 +193,7 @@ impl Translator<'_> {
                 Some(slot) => self.asm.load(R14, &Mem::context(at!(addends) + 8 * i32::from(slot))),
                 None => {
                     // Not foreseen: as if the access stood alone.
+                    self.release(R15);
                     self.asm.lea(true, R15, &Mem::base(base, disp));
                     self.probe(insn, shared.span, shared.write, 1, Miss::Alone);
                     return Self::operand();
@@ -207,6 +228,7 @@ impl Translator<'_> {
         let mode = self.access;
         let tags = if write { table::write(mode) } else { table::read(mode) };
         self.addend = None;
+        self.release_all();
         self.asm.rorx(R14, R15, 12);
         self.asm.movzx16(R14, R14);
         self.asm.load(RCX, &Mem::indexed(RSP, R14, 3, tags));

@@ -8,6 +8,7 @@
 //! | [`flags`]   | which arithmetic flags the manuals leave undefined                          |
 //! | [`memory`]  | addresses and the inline TLB check                                          |
 //! | [`rewrite`] | a guest instruction with its registers and memory operand exchanged          |
+//! | [`held`]    | which of guest R12–R15 scratch registers hold                                |
 //! | [`control`] | branches, calls, returns, and how blocks hang together                       |
 //! | [`share`]   | which accesses need one check together                                       |
 //! | [`stack`]   | PUSH, POP, LEAVE                                                            |
@@ -38,6 +39,7 @@ mod control;
 mod divide;
 mod exchange;
 pub(crate) mod flags;
+mod held;
 mod legacy;
 mod memory;
 mod rewrite;

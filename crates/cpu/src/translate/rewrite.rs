@@ -108,13 +108,6 @@ pub(super) fn writes(access: OpAccess) -> bool {
     matches!(access, OpAccess::Write | OpAccess::CondWrite | OpAccess::ReadWrite | OpAccess::ReadCondWrite)
 }
 
-/// A spilled register on its way through a scratch register.
-struct Borrowed {
-    guest: u8,
-    host: u8,
-    written: bool,
-}
-
 impl Translator<'_> {
     pub(super) fn access_of(&mut self, insn: &Insn, operand: u32) -> OpAccess {
         let options = InstructionInfoOptions::NO_MEMORY_USAGE | InstructionInfoOptions::NO_REGISTER_USAGE;
@@ -129,62 +122,65 @@ impl Translator<'_> {
         let i = &insn.instruction;
         let counts_in_cl = (0..i.op_count()).any(|n| i.op_code().op_kind(n) == Kind::cl);
         let memory = uses_memory(i);
-        let mut pool: Vec<u8> = Vec::with_capacity(3);
         let mut place = Mem::base(R15, 0);
+        let mut busy: Vec<u8> = Vec::with_capacity(4);
         if memory {
             let operand = (0..i.op_count()).find(|&n| i.op_kind(n) == OpKind::Memory).unwrap_or(0);
             let write = writes(self.access_of(insn, operand));
             place = self.access(insn, i.memory_size().size() as u32, write, 1);
-        } else {
-            pool.extend([R14, R15]);
+            busy.extend(place.base);
         }
         if counts_in_cl {
+            self.release(RCX);
             self.asm.mov32(RCX, R12);
-        } else {
-            pool.push(RCX);
+            busy.push(RCX);
         }
-        let mut borrowed: Vec<Borrowed> = Vec::with_capacity(3);
         let mut in_memory = None;
         if let (false, Some(n)) = (memory, fields.rm)
-            && resident(number(i.op_register(n))).is_none()
-            && may_be_memory(i.mnemonic(), fields)
-            // A narrow store would stall the next load of the whole register.
-            && (i.op_register(n).size() == 8 || !writes(self.access_of(insn, n)))
+            && self.better_in_memory(insn, n, fields)
         {
             place = spilled(number(i.op_register(n)));
             in_memory = Some(n);
         }
         let wanted = [fields.reg, fields.vvvv, if memory || in_memory.is_some() { None } else { fields.rm }];
+        // The host registers of the guest registers met so far.
+        let mut found: Vec<(u8, u8)> = Vec::with_capacity(3);
+        // One that was written in R14.
+        let mut last = None;
         for n in wanted.into_iter().flatten() {
             let guest = number(i.op_register(n));
-            if resident(guest).is_some() || borrowed.iter().any(|b| b.guest == guest) {
+            if found.iter().any(|(other, _)| *other == guest) {
                 continue;
             }
-            let host = pool.pop().unwrap_or_else(|| {
-                // Only with a memory operand: make its address one register.
-                self.asm.lea(true, R15, &place);
-                place = Mem::base(R15, 0);
+            let (read, written) = self.uses_of(insn, guest, &wanted);
+            let mut host = self.target_register(guest, read, &busy);
+            if host.is_none() && memory {
+                // Make the address of the memory operand one register.
+                self.asm.lea(true, R14, &place);
+                place = Mem::base(R14, 0);
+                self.addend = None;
+                busy.retain(|&host| host != R15);
+                host = self.hold(guest, read, &busy);
+            }
+            let host = host.unwrap_or_else(|| {
+                self.addend = None;
+                if read {
+                    self.asm.load(R14, &spilled(guest));
+                }
+                if written {
+                    last = Some(guest);
+                }
                 R14
             });
-            if host == R14 {
-                self.addend = None;
+            if written {
+                self.written(guest);
             }
-            // The same register may be read as one operand and written as another: SHRX R15, RBP, R15.
-            // Of one that an instruction clears by itself, as XOR does, not even the other operand counts as read.
-            let (mut read, mut written) = (in_memory.is_some_and(|n| number(i.op_register(n)) == guest), false);
-            for n in wanted.into_iter().flatten().filter(|&n| number(i.op_register(n)) == guest) {
-                let access = self.access_of(insn, n);
-                read |= access != OpAccess::Write || i.op_register(n).size() < 4;
-                written |= writes(access);
-            }
-            if read {
-                self.asm.load(host, &spilled(guest));
-            }
-            borrowed.push(Borrowed { guest, host, written });
+            busy.push(host);
+            found.push((guest, host));
         }
         let map = |n: u32| {
             let guest = number(i.op_register(n));
-            borrowed.iter().find(|b| b.guest == guest).map_or_else(|| resident(guest).unwrap_or(0), |b| b.host)
+            found.iter().find(|(other, _)| *other == guest).map_or(0, |(_, host)| *host)
         };
         let reg = fields.reg.map_or(encoding.modrm >> 3 & 7, map);
         let vvvv = fields.vvvv.map(map);
@@ -193,9 +189,36 @@ impl Translator<'_> {
             _ => Rm::Memory(place),
         };
         self.encode(&encoding, reg, vvvv, &rm);
-        for b in borrowed.iter().filter(|b| b.written) {
-            self.asm.store(&spilled(b.guest), b.host);
+        if let Some(guest) = last {
+            self.asm.store(&spilled(guest), R14);
         }
+    }
+
+    /// Whether a register operand is best used where it is in the context block: a register of which this is the only use in a
+    /// while. A narrow store would stall the next load of the whole register.
+    fn better_in_memory(&mut self, insn: &Insn, n: u32, fields: Fields) -> bool {
+        let i = &insn.instruction;
+        let guest = number(i.op_register(n));
+        resident(guest).is_none()
+            && self.holder(guest).is_none()
+            && !self.is_used_soon(guest)
+            && may_be_memory(i.mnemonic(), fields)
+            && fields.reg.is_none_or(|n| number(i.op_register(n)) != guest)
+            && (i.op_register(n).size() == 8 || !writes(self.access_of(insn, n)))
+    }
+
+    /// Whether an instruction reads and writes a register by its operands among `wanted`. The same one may be read as one operand
+    /// and written as another: SHRX R15, RBP, R15. Of one that an instruction clears by itself, as XOR does, not even the other
+    /// operand counts as read.
+    fn uses_of(&mut self, insn: &Insn, guest: u8, wanted: &[Option<u32>]) -> (bool, bool) {
+        let i = &insn.instruction;
+        let (mut read, mut written) = (false, false);
+        for n in wanted.iter().copied().flatten().filter(|&n| number(i.op_register(n)) == guest) {
+            let access = self.access_of(insn, n);
+            read |= access != OpAccess::Write || i.op_register(n).size() < 4;
+            written |= writes(access);
+        }
+        (read, written)
     }
 
     fn encode(&mut self, encoding: &Encoding<'_>, reg: u8, vvvv: Option<u8>, rm: &Rm) {
@@ -227,8 +250,8 @@ impl Translator<'_> {
     /// LEA with a destination of 32 or 64 bits.
     pub(super) fn lea(&mut self, insn: &Insn) {
         let wide = insn.instruction.op0_register().size() == 8;
-        let target = resident(insn.op.r1).unwrap_or(R15);
         let terms = self.terms(&insn.op, insn.next);
+        let target = self.target_register(insn.op.r1, false, &[]).unwrap_or(R15);
         if insn.op.asize == 4 && wide {
             // The sum is cut to 32 bits, which a 32-bit LEA does.
             let mem = Mem { base: terms.base, index: terms.index, disp: terms.disp };
@@ -241,35 +264,24 @@ impl Translator<'_> {
                 self.asm.lea(wide, target, &mem);
             }
         }
-        if target == R15 {
-            self.asm.store(&spilled(insn.op.r1), R15);
-        }
+        self.written(insn.op.r1);
     }
 
     /// MOV of an immediate to a register by the opcodes B0 and B8.
     pub(super) fn mov_immediate(&mut self, insn: &Insn) {
         let size = insn.instruction.op0_register().size();
         let value = insn.op.imm;
-        let host = resident(insn.op.r1);
+        let r = self.target_register(insn.op.r1, size < 4, &[]).unwrap_or(RCX);
+        self.written(insn.op.r1);
         match size {
-            8 | 4 => {
-                let value = if size == 4 { value & 0xffff_ffff } else { value };
-                self.asm.mov_imm(host.unwrap_or(RCX), value);
-                if host.is_none() {
-                    self.asm.store(&spilled(insn.op.r1), RCX);
-                }
-            }
+            8 | 4 => self.asm.mov_imm(r, if size == 4 { value & 0xffff_ffff } else { value }),
             _ => {
-                let r = self.in_register(insn.op.r1, RCX);
                 if size == 2 {
                     self.asm.u8(0x66);
                 }
                 // REX even without bits: SPL, BPL, SIL, DIL.
                 self.asm.put(&[0x40 | r >> 3, if size == 2 { 0xc7 } else { 0xc6 }, 0xc0 | r & 7]);
                 self.asm.put(&(value as u16).to_le_bytes()[..size]);
-                if host.is_none() {
-                    self.asm.store(&spilled(insn.op.r1), RCX);
-                }
             }
         }
     }
@@ -291,15 +303,13 @@ impl Translator<'_> {
     /// BSWAP.
     pub(super) fn bswap(&mut self, insn: &Insn) {
         let wide = insn.instruction.op0_register().size() == 8;
-        let host = self.in_register(insn.op.r1, RCX);
+        let host = self.target_register(insn.op.r1, true, &[]).unwrap_or(RCX);
         let rex = u8::from(wide) << 3 | host >> 3;
         if rex != 0 {
             self.asm.u8(0x40 | rex);
         }
         self.asm.put(&[0x0f, 0xc8 | host & 7]);
-        if resident(insn.op.r1).is_none() {
-            self.asm.store(&spilled(insn.op.r1), host);
-        }
+        self.written(insn.op.r1);
     }
 }
 
