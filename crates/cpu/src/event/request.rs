@@ -2,8 +2,10 @@
 //! variable for a vCPU that sleeps.
 
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
 use std::thread;
+
+use crate::jit::quiet::Quiet;
 
 /// Bits of the events word.
 pub mod bit {
@@ -26,8 +28,8 @@ pub mod bit {
 /// The mailbox of one vCPU.
 pub struct Events {
     word: AtomicU32,
-    /// Zero while bits are pending; may be zero without, until [`Events::settle`].
-    quiet: AtomicU32,
+    /// Zero while bits are pending; may be zero without, until [`Events::settle`]. There is one once there is a translator.
+    quiet: OnceLock<Quiet>,
     startup_vector: AtomicU8,
     /// The vCPU executes guest instructions, so it must acknowledge [`bit::SYNC_CODE`].
     in_guest: AtomicBool,
@@ -39,7 +41,7 @@ impl Default for Events {
     fn default() -> Self {
         Self {
             word: AtomicU32::new(0),
-            quiet: AtomicU32::new(1),
+            quiet: OnceLock::new(),
             startup_vector: AtomicU8::new(0),
             in_guest: AtomicBool::new(false),
             sleep: Mutex::new(()),
@@ -52,7 +54,7 @@ impl Events {
     /// Sets bits and wakes the vCPU if it sleeps.
     pub fn raise(&self, bits: u32) {
         self.word.fetch_or(bits, Ordering::SeqCst);
-        self.quiet.store(0, Ordering::SeqCst);
+        self.interrupt_emitted();
         // Taking the lock orders this with a vCPU between its check and its wait.
         drop(self.sleep.lock().unwrap_or_else(PoisonError::into_inner));
         self.wake.notify_all();
@@ -61,7 +63,13 @@ impl Events {
     /// Sets bits for a vCPU that runs; one that sleeps will see them when it wakes.
     fn nudge(&self, bits: u32) {
         self.word.fetch_or(bits, Ordering::SeqCst);
-        self.quiet.store(0, Ordering::SeqCst);
+        self.interrupt_emitted();
+    }
+
+    fn interrupt_emitted(&self) {
+        if let Some(quiet) = self.quiet.get() {
+            quiet.set(false);
+        }
     }
 
     /// Sends a start-up IPI.
@@ -76,9 +84,17 @@ impl Events {
         self.word.load(Ordering::Relaxed)
     }
 
-    /// Where emitted code looks: at a word of 32 bits that is zero while bits are pending.
-    pub(crate) fn quiet_address(&self) -> u64 {
-        self.quiet.as_ptr() as u64
+    /// The word that emitted code looks at: zero while bits are pending.
+    ///
+    /// # Errors
+    /// The kernel's, from making it.
+    pub(crate) fn quiet(&self) -> Result<&Quiet, rustix::io::Errno> {
+        if self.quiet.get().is_none() {
+            // Of two that were made at once one is used.
+            let _ = self.quiet.set(Quiet::new()?);
+        }
+        self.settle();
+        self.quiet.get().ok_or(rustix::io::Errno::NOMEM)
     }
 
     /// Clears bits; returns which of them were set.
@@ -92,10 +108,11 @@ impl Events {
 
     /// Brings the word that emitted code looks at in line with the pending bits. A bit raised meanwhile is not missed.
     pub(crate) fn settle(&self) {
-        if self.quiet.load(Ordering::SeqCst) == 0 && self.word.load(Ordering::SeqCst) == 0 {
-            self.quiet.store(1, Ordering::SeqCst);
+        let Some(quiet) = self.quiet.get() else { return };
+        if !quiet.get() && self.word.load(Ordering::SeqCst) == 0 {
+            quiet.set(true);
             if self.word.load(Ordering::SeqCst) != 0 {
-                self.quiet.store(0, Ordering::SeqCst);
+                quiet.set(false);
             }
         }
     }

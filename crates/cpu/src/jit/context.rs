@@ -5,6 +5,7 @@
 //!  RSP ->          [ Context                                                  ]
 //!                  [ per access mode: TLB (read, write, addend), jump cache   ]
 //!                  [ per access mode: jump cache of other than 64-bit code    ]
+//!                  [ a word that says that events are pending                 ]
 //! ```
 
 use crate::Vcpu;
@@ -23,7 +24,9 @@ const MODE_STRIDE: usize = 3 * TABLE + JUMPS;
 /// Jump caches: per access mode one for 64-bit code, and from number [`MODES`] on one for other code.
 pub(crate) const JUMP_CACHES: usize = 2 * MODES;
 /// Bytes of the whole allocation.
-pub(crate) const SIZE: usize = STACK + TABLES + MODES * MODE_STRIDE + MODES * JUMPS;
+pub(crate) const SIZE: usize = STACK + TABLES + MODES * MODE_STRIDE + MODES * JUMPS + super::quiet::PAGE;
+/// Where [`super::quiet::Quiet`] is, from the context block.
+pub(crate) const QUIET: i32 = (SIZE - STACK - super::quiet::PAGE + super::quiet::OFFSET) as i32;
 
 /// Offsets of the tables of one access mode from the context block.
 pub(crate) mod table {
@@ -51,8 +54,6 @@ pub(crate) mod table {
 pub(crate) struct Context {
     /// Linear address of the code page that runs.
     pub(crate) page: u64,
-    /// Address of a word that is zero while events are pending.
-    pub(crate) events: u64,
     /// Guest registers that have no host register of their own.
     pub(crate) r12: [u64; 4],
     pub(crate) fs_base: u64,

@@ -10,6 +10,7 @@
 //! | [`legacy`]     | which code outside 64-bit mode is translated                           |
 //! | [`trampoline`] | the way in and the way out                                             |
 //! | [`blocks`]     | which code was made from what, and how long it stays valid             |
+//! | [`quiet`]      | the word that says that events are pending                             |
 //! | [`run`]        | entering code, and what it calls                                       |
 
 pub(crate) mod arena;
@@ -18,6 +19,7 @@ pub(crate) mod calls;
 pub(crate) mod context;
 mod legacy;
 pub(crate) mod perf_map;
+pub(crate) mod quiet;
 pub(crate) mod run;
 pub(crate) mod table;
 #[cfg(test)]

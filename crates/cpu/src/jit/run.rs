@@ -89,10 +89,9 @@ impl Vcpu {
         self.tlb.set_tables(None);
         let Some(options) = options else { return Ok(()) };
         let jit = Jit::new(options)?;
-        let tables = Tables::new()?;
+        let tables = Tables::new(self.events.quiet()?)?;
         // SAFETY: the tables were just made, and their context block is zeroed memory of the right size and alignment.
         let context = unsafe { &mut *tables.context() };
-        context.events = self.events.quiet_address();
         context.page_mask = !0xfff;
         (context.page_mask16, context.page_mask32, context.page_mask64) = (!0xff0, !0xfe0, !0xfc0);
         context.unloaded = 1;

@@ -6,6 +6,7 @@ use std::ptr;
 use rustix::mm::{MapFlags, ProtFlags};
 
 use super::context::{Context, ENTRIES, JUMP_CACHES, MODES, SIZE, STACK, table};
+use super::quiet::{self, Quiet};
 
 /// Properties of an entry, below the page address in `info`.
 const GLOBAL: u64 = 1 << 0;
@@ -15,8 +16,11 @@ const LISTED: [u64; 2] = [1 << 1, 1 << 2];
 const LARGE_PAGE: usize = 2 << 20;
 /// Bytes mapped, so that [`SIZE`] of them can be aligned.
 const MAPPED: usize = SIZE + LARGE_PAGE;
-/// A negated page address of a slot in the middle: no access to the first or the last slot matches it, whatever its address,
-/// not even with its end in the next page.
+/// Slots at the beginning and the end whose empty entries are not just zero: from an address in one of them a displacement may
+/// lead into page 0.
+const EDGE: usize = 3;
+/// A negated page address of a slot in the middle: no access by an address of the first or the last slots matches it, not even
+/// with its end in the next page.
 const NOWHERE: u64 = ((ENTRIES as u64 / 2) << 12).wrapping_neg();
 
 /// The context block with its tables, and what is needed to flush them in proportion to what was filled.
@@ -66,11 +70,11 @@ const UPPER_HALF: u64 = 1 << 63;
 unsafe impl Send for Tables {}
 
 impl Tables {
-    /// Allocates empty tables.
+    /// Allocates empty tables, with a view of `events`.
     ///
     /// # Errors
     /// The kernel's, from mapping memory.
-    pub(crate) fn new() -> Result<Self, rustix::io::Errno> {
+    pub(crate) fn new(events: &Quiet) -> Result<Self, rustix::io::Errno> {
         // SAFETY: a new anonymous mapping at an address of the kernel's choice.
         let mapped = unsafe {
             rustix::mm::mmap_anonymous(
@@ -96,9 +100,10 @@ impl Tables {
             spaces: Vec::new(),
             fills: 0,
         };
+        // SAFETY: a page of the new mapping that nothing else uses.
+        unsafe { events.map_at(tables.memory.wrapping_add(SIZE - quiet::PAGE)) }?;
         for mode in 0..MODES {
-            tables.invalidate(mode, 0);
-            tables.invalidate(mode, ENTRIES - 1);
+            (0..EDGE).chain(ENTRIES - EDGE..ENTRIES).for_each(|index| tables.invalidate(mode, index));
         }
         for cache in 0..JUMP_CACHES {
             tables.set(table::jumps(cache), 0, 1);
@@ -128,9 +133,9 @@ impl Tables {
         (linear >> 12) as usize & (ENTRIES - 1)
     }
 
-    /// A page address that an access to slot `index` never matches: zero but for the slots of the first and the last page.
+    /// A page address that an access to slot `index` never matches: zero but for the slots around page 0.
     fn nowhere(index: usize) -> u64 {
-        if index == 0 || index == ENTRIES - 1 { NOWHERE } else { 0 }
+        if (EDGE..ENTRIES - EDGE).contains(&index) { 0 } else { NOWHERE }
     }
 
     fn invalidate(&mut self, mode: usize, index: usize) {
@@ -404,7 +409,7 @@ mod tests {
 
     #[test]
     fn an_empty_table_matches_nothing() {
-        let tables = Tables::new().unwrap();
+        let tables = Tables::new(&Quiet::new().unwrap()).unwrap();
         for linear in [0, 1, 0xfff, 0xffff_ffff_ffff_fffd, 0xffff_ffff_ffff_f000, 0xfff_fffe, 0x1000_0000, 0x5000] {
             assert!(!hits(&tables, 0, linear, 8, table::read), "{linear:#x}");
         }
@@ -412,7 +417,7 @@ mod tests {
 
     #[test]
     fn address_spaces_are_remembered() {
-        let mut tables = Tables::new().unwrap();
+        let mut tables = Tables::new(&Quiet::new().unwrap()).unwrap();
         let writable = |tables: &Tables, linear| hits(tables, 1, linear, 8, table::write);
         let readable = |tables: &Tables, linear| hits(tables, 1, linear, 8, table::read);
         let fill = |tables: &mut Tables| {
@@ -457,7 +462,7 @@ mod tests {
 
     #[test]
     fn flushes_drop_what_they_should() {
-        let mut tables = Tables::new().unwrap();
+        let mut tables = Tables::new(&Quiet::new().unwrap()).unwrap();
         tables.fill(0, 0x1000, (true, true), 5, 0x9000, false);
         tables.fill(0, 0xffff_8000_0000_2000, (true, false), 5, 0xa000, true);
         tables.remember_jump(0, 0x1004, 77, false);

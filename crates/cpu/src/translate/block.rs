@@ -5,6 +5,7 @@ use iced_x86::{ConstantOffsets, Instruction, InstructionInfoFactory};
 use super::asm::{Asm, Fixup, Mem, reg::*};
 use super::classify::{How, classify};
 use super::held::Held;
+use super::memory::Retry;
 use super::rewrite::number;
 use super::share::{self, Shared};
 use super::{Site, SiteKind, resident, system};
@@ -118,6 +119,8 @@ struct Stub {
     x87_last: Option<super::x87::Last>,
     /// Index into `resumes` for operations that go on behind themselves.
     resume: Option<usize>,
+    /// What is done first.
+    retry: Option<Retry>,
 }
 
 /// State of a translation.
@@ -456,18 +459,28 @@ impl Translator<'_> {
         let resume = Some(self.current);
         let (trampoline, access, x87) = (self.trampolines.op, self.access, self.x87_ready);
         let x87_last = self.x87_last;
-        self.stubs.push(Stub { from, trampoline, kind, access, x87, x87_last, resume });
+        self.stubs.push(Stub { from, trampoline, kind, access, x87, x87_last, resume, retry: None });
+    }
+
+    /// Lets the stub that was made last try once more first.
+    pub(super) fn retry_first(&mut self, retry: Retry) {
+        if let Some(stub) = self.stubs.last_mut() {
+            stub.retry = Some(retry);
+        }
     }
 
     /// Lets a forward jump lead to a trampoline.
     pub(super) fn stub(&mut self, from: Fixup, trampoline: u32, kind: SiteKind) {
         let access = self.access;
-        self.stubs.push(Stub { from, trampoline, kind, access, x87: false, x87_last: None, resume: None });
+        self.stubs.push(Stub { from, trampoline, kind, access, x87: false, x87_last: None, resume: None, retry: None });
     }
 
     fn finish(mut self) -> (Vec<u8>, Vec<Site>) {
         for mut stub in std::mem::take(&mut self.stubs) {
             self.asm.bind(stub.from);
+            if let Some(retry) = &stub.retry {
+                self.try_again(retry, &mut stub.kind);
+            }
             let behind = stub.resume.and_then(|i| self.resumes.get(i).copied());
             (self.access, self.x87_ready) = (stub.access, stub.x87);
             if stub.x87_last.is_some() {

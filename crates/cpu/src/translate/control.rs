@@ -14,7 +14,7 @@ use super::asm::{Fixup, Mem, reg::*};
 use super::block::{Insn, Landing, Translator};
 use super::classify::is_near;
 use super::{SiteKind, resident, spilled};
-use crate::jit::context::{MODES, at, table};
+use crate::jit::context::{MODES, QUIET, at, table};
 
 impl Translator<'_> {
     /// Goes on at an offset relative to the page, which may lie outside of it.
@@ -45,8 +45,7 @@ impl Translator<'_> {
 
     /// A jump that is taken while an event is pending.
     fn poll(&mut self) -> Fixup {
-        self.asm.load(RCX, &Mem::context(at!(events)));
-        self.asm.load32(RCX, &Mem::base(RCX, 0));
+        self.asm.load32(RCX, &Mem::context(QUIET));
         self.asm.jrcxz()
     }
 

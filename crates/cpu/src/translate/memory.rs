@@ -4,8 +4,9 @@ use platform::x86::seg;
 
 use super::asm::{Fixup, Mem, cond, reg::*};
 use super::block::{Insn, Translator};
+use super::held::Held;
 use super::share::Shared;
-use super::{resident, spilled};
+use super::{SiteKind, resident, spilled};
 use crate::decode::{Ea, Op};
 use crate::jit::context::{at, table};
 use crate::state::{NULL_SEG, RIP, ZERO};
@@ -29,6 +30,28 @@ enum Miss {
     Interpret,
     /// The rest of the block runs with a check for each access.
     Alone,
+}
+
+/// What is done out of line where a check has failed that took the register of an address for the address.
+pub(super) struct Retry {
+    base: u8,
+    disp: i32,
+    /// How far the last byte is from the first.
+    reach: i32,
+    alignment: u32,
+    tags: i32,
+    addends: i32,
+    /// Arena offset of the code behind the check, and what is held there.
+    back: u32,
+    held: Held,
+}
+
+/// How far from a register's page an address may lie for the TLB to be looked at for that page first.
+const CLOSE: i32 = 512;
+
+/// Whether the TLB may be looked at for the page of a register only: the access is near, and all of it on one side.
+fn is_close(disp: i32, size: u32, alignment: u32) -> bool {
+    disp.abs() <= CLOSE && (disp >= 0 || alignment > 1 || disp + size as i32 <= 1)
 }
 
 /// Whether the address can be computed by [`Translator::address`].
@@ -132,17 +155,19 @@ impl Translator<'_> {
 
     /// Checks the access to the memory operand; returns the operand. Uses R14, R15, RCX.
     pub(super) fn access(&mut self, insn: &Insn, size: u32, write: bool, alignment: u32) -> Mem {
+        let op = &insn.op;
+        let simple = usize::from(op.index) == ZERO
+            && !matches!(usize::from(op.base), ZERO | RIP)
+            && !matches!(usize::from(op.seg), seg::FS | seg::GS);
         let Some(shared) = insn.operand else {
+            if let (true, Some(base)) = (simple && op.asize == self.word() as u8, resident(op.base)) {
+                return self.check_at(insn, base, op.disp as i32, size, write, alignment);
+            }
             self.address(insn);
             self.check_aligned(insn, size, write, alignment);
             return Self::operand();
         };
-        let op = &insn.op;
-        let plain = shared.plain
-            && usize::from(op.index) == ZERO
-            && !matches!(usize::from(op.base), ZERO | RIP)
-            && !matches!(usize::from(op.seg), seg::FS | seg::GS);
-        if let (true, Some(base)) = (plain, resident(op.base)) {
+        if let (true, Some(base)) = (simple && shared.plain, resident(op.base)) {
             return self.shared_access(insn, shared, base, op.disp as i32);
         }
         self.address(insn);
@@ -160,15 +185,28 @@ impl Translator<'_> {
             self.asm.lea(wide, R15, &Mem::base(base, disp));
             return self.shared_access(insn, shared, R15, 0);
         }
+        self.check_at(insn, base, disp, self.word(), write, 1)
+    }
+
+    /// Checks an access by a register and a displacement; returns the operand.
+    fn check_at(&mut self, insn: &Insn, base: u8, disp: i32, size: u32, write: bool, alignment: u32) -> Mem {
+        if disp == 0 || !self.legacy && is_close(disp, size, alignment) {
+            return self.probe_at(insn, (base, disp), size, write, alignment, Miss::Interpret);
+        }
         self.release(R15);
-        self.asm.lea(wide, R15, &Mem::base(base, disp));
-        self.check(insn, self.word(), write);
+        self.asm.lea(!self.legacy, R15, &Mem::base(base, disp));
+        self.check_aligned(insn, size, write, alignment);
         Self::operand()
     }
 
     /// The operand at [base + disp], of a group of accesses.
     fn shared_access(&mut self, insn: &Insn, shared: Shared, base: u8, disp: i32) -> Mem {
         if shared.first {
+            if let Some(from) = disp.checked_add(shared.start).filter(|&from| is_close(from, shared.span, 1)) {
+                self.probe_at(insn, (base, from), shared.span, shared.write, 1, Miss::Alone);
+                self.note_addend(shared);
+                return Mem::indexed(base, R14, 0, disp);
+            }
             if base != R15 {
                 self.release(R15);
             }
@@ -182,10 +220,7 @@ impl Translator<'_> {
                 }
             }
             self.probe(insn, shared.span, shared.write, 1, Miss::Alone);
-            if let Some(slot) = shared.slot {
-                self.asm.store(&Mem::context(at!(addends) + 8 * i32::from(slot)), R14);
-            }
-            self.addend = Some(shared.group);
+            self.note_addend(shared);
             return Mem::indexed(R15, R14, 0, -shared.start);
         }
         if self.addend != Some(shared.group) {
@@ -204,6 +239,13 @@ impl Translator<'_> {
         Mem::indexed(base, R14, 0, disp)
     }
 
+    fn note_addend(&mut self, shared: Shared) {
+        if let Some(slot) = shared.slot {
+            self.asm.store(&Mem::context(at!(addends) + 8 * i32::from(slot)), R14);
+        }
+        self.addend = Some(shared.group);
+    }
+
     /// Checks an access of `size` bytes at R15; goes to the slow path of `insn` unless the TLB has it. Uses RCX, keeps the
     /// flags: a fault's frame shows even those that nothing else reads. Afterwards the operand is at [R15 + R14].
     pub(super) fn check(&mut self, insn: &Insn, size: u32, write: bool) {
@@ -220,41 +262,95 @@ impl Translator<'_> {
         Mem::indexed(R15, R14, 0, 0)
     }
 
-    /// As [`Translator::check_aligned`], with the choice of what happens otherwise. An aligned operand does not cross pages, so
-    /// that one comparison serves for both: the offset's low bits must be 0 like the page's difference.
+    /// As [`Translator::check_aligned`], with the choice of what happens otherwise.
     fn probe(&mut self, insn: &Insn, size: u32, write: bool, alignment: u32, miss: Miss) {
+        self.release(R15);
+        self.probe_at(insn, (R15, 0), size, write, alignment, miss);
+    }
+
+    /// The same for the access at a register and a displacement of not more than [`CLOSE`]. An aligned operand does not cross
+    /// pages, so that one comparison serves for both: the offset's low bits must be 0 like the page's difference.
+    fn probe_at(
+        &mut self,
+        insn: &Insn,
+        (base, disp): (u8, i32),
+        size: u32,
+        write: bool,
+        alignment: u32,
+        miss: Miss,
+    ) -> Mem {
         let reach = if alignment == 1 { size as i32 - 1 } else { 0 };
-        let mask = 0xffff_f000 | (alignment - 1);
-        let mode = self.access;
-        let tags = if write { table::write(mode) } else { table::read(mode) };
+        let tags = if write { table::write(self.access) } else { table::read(self.access) };
+        let addends = table::addend(self.access);
         self.addend = None;
-        self.release_all();
-        self.asm.rorx(R14, R15, 12);
-        self.asm.movzx16(R14, R14);
-        self.asm.load(RCX, &Mem::indexed(RSP, R14, 3, tags));
-        self.asm.lea(true, RCX, &Mem::indexed(RCX, R15, 0, reach));
-        let hit = if self.fast_pext {
-            let field = match alignment {
-                16 => at!(page_mask16),
-                32 => at!(page_mask32),
-                64 => at!(page_mask64),
-                _ => at!(page_mask),
-            };
-            self.asm.pext_context(RCX, RCX, field);
-            self.asm.jrcxz()
-        } else {
-            self.compare_saving_flags(mask)
-        };
+        self.settle_held();
+        self.release(RCX);
+        // The byte that is farthest from the register: the others lie between them.
+        self.look_at(base, if disp < 0 { disp } else { disp + reach }, tags);
+        let hit = self.compare(alignment);
         let slow = self.asm.jmp_forward();
+        self.asm.bind(hit);
+        self.load_addend(addends);
         match miss {
             Miss::Interpret => self.slow_path(insn, slow, true),
             Miss::Alone => self.go_alone(insn, slow),
         }
+        if base != R15 {
+            let (back, held) = (self.asm.here(), self.held);
+            self.retry_first(Retry { base, disp, reach, alignment, tags, addends, back, held });
+        }
+        Mem::indexed(base, R14, 0, disp)
+    }
+
+    /// The TLB entry of the page of `base`: its index into R14, and into RCX what is below 4096 if the byte at `base` plus
+    /// `disp` is in the entry's page.
+    fn look_at(&mut self, base: u8, disp: i32, tags: i32) {
+        self.asm.rorx(R14, base, 12);
+        self.asm.movzx16(R14, R14);
+        self.asm.load(RCX, &Mem::indexed(RSP, R14, 3, tags));
+        self.asm.lea(true, RCX, &Mem::indexed(RCX, base, 0, disp));
+    }
+
+    /// After a check that looked at the page of a register: looks at the page of the address, which R15 becomes.
+    pub(super) fn try_again(&mut self, retry: &Retry, kind: &mut SiteKind) {
+        self.asm.lea(true, R15, &Mem::base(retry.base, retry.disp));
+        if retry.disp == 0 {
+            return;
+        }
+        self.look_at(R15, retry.reach, retry.tags);
+        let hit = self.compare(retry.alignment);
+        let miss = self.asm.jmp_forward();
         self.asm.bind(hit);
+        self.load_addend(retry.addends);
+        retry.held.reload(&mut self.asm);
+        self.asm.jmp(retry.back);
+        if let SiteKind::Link { patch, .. } = kind {
+            *patch = self.asm.field(miss);
+        }
+        self.asm.bind(miss);
+    }
+
+    /// A jump that is taken if RCX is below 4096, and a multiple of `alignment`. Uses RCX.
+    fn compare(&mut self, alignment: u32) -> Fixup {
+        if !self.fast_pext {
+            return self.compare_saving_flags(0xffff_f000 | (alignment - 1));
+        }
+        let mask = match alignment {
+            16 => at!(page_mask16),
+            32 => at!(page_mask32),
+            64 => at!(page_mask64),
+            _ => at!(page_mask),
+        };
+        self.asm.pext_context(RCX, RCX, mask);
+        self.asm.jrcxz()
+    }
+
+    /// Behind [`Translator::compare`]: from the index of the entry in R14 to the distance between host and linear addresses.
+    fn load_addend(&mut self, addends: i32) {
         if !self.fast_pext {
             self.restore_flags();
         }
-        self.asm.load(R14, &Mem::indexed(RSP, R14, 3, table::addend(mode)));
+        self.asm.load(R14, &Mem::indexed(RSP, R14, 3, addends));
     }
 
     /// The comparison for hosts where PEXT is slow: flags are put aside. They are back if it fails.
