@@ -5,6 +5,7 @@ use iced_x86::{ConstantOffsets, Instruction, InstructionInfoFactory};
 use super::asm::{Asm, Fixup, Mem, reg::*};
 use super::classify::{How, classify};
 use super::held::Held;
+use super::loose::{self, Recovery};
 use super::memory::Retry;
 use super::rewrite::number;
 use super::share::{self, Shared};
@@ -97,6 +98,8 @@ pub(super) struct Insn {
     /// The groups of its accesses, to its memory operand and to the stack.
     pub(super) operand: Option<Shared>,
     pub(super) stack: Option<Shared>,
+    /// Its check need not keep the flags: they can be had back like this.
+    pub(super) recovery: Option<Recovery>,
 }
 
 /// A branch to code at the block's end.
@@ -121,6 +124,7 @@ struct Stub {
     resume: Option<usize>,
     /// What is done first.
     retry: Option<Retry>,
+    recovery: Option<Recovery>,
 }
 
 /// State of a translation.
@@ -184,6 +188,7 @@ pub(crate) fn translate(request: &Request<'_>, host_alu: &mut crate::interp::hos
         unroll(&mut insns);
     }
     let mut info = InstructionInfoFactory::new();
+    loose::plan(&mut insns, &mut info);
     if request.alone == 0 {
         share::plan(&mut insns, &mut info, !request.mode.is_64());
     }
@@ -274,8 +279,20 @@ fn decode_block(request: &Request<'_>, host_alu: &mut crate::interp::hostalu::Ho
             How::System => system::ends(&instruction),
             _ => flow == Flow::End || changes_access(&instruction),
         };
-        let insn =
-            Insn { instruction, offsets, at, start, next, op, how, ends, again: false, operand: None, stack: None };
+        let insn = Insn {
+            instruction,
+            offsets,
+            at,
+            start,
+            next,
+            op,
+            how,
+            ends,
+            again: false,
+            operand: None,
+            stack: None,
+            recovery: None,
+        };
         let goes_on = !ends || branches < MAX_BRANCHES && skips_forward(&insn);
         branches += usize::from(ends);
         at += usize::from(insn.op.len);
@@ -459,20 +476,30 @@ impl Translator<'_> {
         let resume = Some(self.current);
         let (trampoline, access, x87) = (self.trampolines.op, self.access, self.x87_ready);
         let x87_last = self.x87_last;
-        self.stubs.push(Stub { from, trampoline, kind, access, x87, x87_last, resume, retry: None });
+        self.stubs.push(Stub { from, trampoline, kind, access, x87, x87_last, resume, retry: None, recovery: None });
     }
 
-    /// Lets the stub that was made last try once more first.
-    pub(super) fn retry_first(&mut self, retry: Retry) {
+    /// Lets the stub that was made last try once more first, and work the flags out.
+    pub(super) fn complete_stub(&mut self, retry: Option<Retry>, recovery: Option<Recovery>) {
         if let Some(stub) = self.stubs.last_mut() {
-            stub.retry = Some(retry);
+            (stub.retry, stub.recovery) = (retry, recovery);
         }
     }
 
     /// Lets a forward jump lead to a trampoline.
     pub(super) fn stub(&mut self, from: Fixup, trampoline: u32, kind: SiteKind) {
         let access = self.access;
-        self.stubs.push(Stub { from, trampoline, kind, access, x87: false, x87_last: None, resume: None, retry: None });
+        self.stubs.push(Stub {
+            from,
+            trampoline,
+            kind,
+            access,
+            x87: false,
+            x87_last: None,
+            resume: None,
+            retry: None,
+            recovery: None,
+        });
     }
 
     fn finish(mut self) -> (Vec<u8>, Vec<Site>) {
@@ -480,6 +507,14 @@ impl Translator<'_> {
             self.asm.bind(stub.from);
             if let Some(retry) = &stub.retry {
                 self.try_again(retry, &mut stub.kind);
+            }
+            if let Some(recovery) = &stub.recovery {
+                self.recover_flags(recovery);
+                if let SiteKind::Link { patch, .. } = &mut stub.kind {
+                    let on = self.asm.jmp_forward();
+                    *patch = self.asm.field(on);
+                    self.asm.bind(on);
+                }
             }
             let behind = stub.resume.and_then(|i| self.resumes.get(i).copied());
             (self.access, self.x87_ready) = (stub.access, stub.x87);

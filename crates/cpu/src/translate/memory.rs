@@ -287,18 +287,24 @@ impl Translator<'_> {
         self.release(RCX);
         // The byte that is farthest from the register: the others lie between them.
         self.look_at(base, if disp < 0 { disp } else { disp + reach }, tags);
-        let hit = self.compare(alignment);
-        let slow = self.asm.jmp_forward();
-        self.asm.bind(hit);
-        self.load_addend(addends);
+        let slow = if insn.recovery.is_some() {
+            let slow = self.jump_if_beyond(alignment);
+            self.asm.load(R14, &Mem::indexed(RSP, R14, 3, addends));
+            slow
+        } else {
+            let hit = self.compare(alignment);
+            let slow = self.asm.jmp_forward();
+            self.asm.bind(hit);
+            self.load_addend(addends);
+            slow
+        };
         match miss {
             Miss::Interpret => self.slow_path(insn, slow, true),
             Miss::Alone => self.go_alone(insn, slow),
         }
-        if base != R15 {
-            let (back, held) = (self.asm.here(), self.held);
-            self.retry_first(Retry { base, disp, reach, alignment, tags, addends, back, held });
-        }
+        let (back, held) = (self.asm.here(), self.held);
+        let retry = (base != R15).then_some(Retry { base, disp, reach, alignment, tags, addends, back, held });
+        self.complete_stub(retry, insn.recovery);
         Mem::indexed(base, R14, 0, disp)
     }
 

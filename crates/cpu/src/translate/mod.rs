@@ -9,6 +9,7 @@
 //! | [`memory`]  | addresses and the inline TLB check                                          |
 //! | [`rewrite`] | a guest instruction with its registers and memory operand exchanged          |
 //! | [`held`]    | which of guest R12–R15 scratch registers hold                                |
+//! | [`loose`]   | which checks need not keep the flags                                         |
 //! | [`control`] | branches, calls, returns, and how blocks hang together                       |
 //! | [`share`]   | which accesses need one check together                                       |
 //! | [`stack`]   | PUSH, POP, LEAVE                                                            |
@@ -41,6 +42,7 @@ mod exchange;
 pub(crate) mod flags;
 mod held;
 mod legacy;
+mod loose;
 mod memory;
 mod rewrite;
 pub(crate) mod share;
