@@ -152,6 +152,8 @@ pub(crate) struct Translator<'a> {
     pub(super) addend: Option<u16>,
     /// What the other scratch registers hold.
     pub(super) held: Held,
+    /// Guest RSP is R13 and so much more.
+    pub(super) stack_moved: i32,
     /// Guest registers without a host register of their own that each instruction names, one bit for each.
     pub(super) uses: Vec<u16>,
     /// Offset of the first instruction in the page, and arena offset of its code.
@@ -207,6 +209,7 @@ pub(crate) fn translate(request: &Request<'_>, host_alu: &mut crate::interp::hos
         info,
         addend: None,
         held: Held::default(),
+        stack_moved: 0,
         uses: insns.iter().map(names_spilled).collect(),
         start: request.start,
         direct: 0,
@@ -383,6 +386,7 @@ impl Translator<'_> {
 
     fn fall_through(&mut self, last: &Insn) {
         self.release_all();
+        self.settle_stack();
         self.note_x87();
         self.go_to(last, i64::from(last.next));
     }
@@ -397,6 +401,9 @@ impl Translator<'_> {
         }
         if !super::share::stays(insn.how) {
             self.addend = None;
+        }
+        if !super::stack::keeps_moved(insn) {
+            self.settle_stack();
         }
         match insn.how {
             How::Nothing | How::Copy | How::Lea | How::MovImmediate | How::Bswap | How::Rewrite => {}

@@ -112,7 +112,8 @@ impl Translator<'_> {
                 let size = self.word() as i32 + (insn.op.imm & 0xffff) as i32;
                 let place = self.stack_access(insn, R13, 0, false);
                 self.load_word(R15, &place);
-                self.add_word(R13, R13, size);
+                self.stack_moved += size;
+                self.settle_stack();
                 self.look_up_return(insn, -size);
             }
             Mnemonic::Jrcxz | Mnemonic::Jecxz | Mnemonic::Loop => {
@@ -184,7 +185,8 @@ impl Translator<'_> {
         self.asm.load(RCX, &Mem::context(at!(page)));
         self.asm.lea(true, RCX, &Mem::base(RCX, insn.next as i32));
         self.store_word(&place, RCX);
-        self.add_word(R13, R13, -word);
+        self.stack_moved -= word;
+        self.settle_stack();
     }
 
     /// Tells the host's predictor where the call will return to.

@@ -177,6 +177,11 @@ impl Translator<'_> {
     /// As [`Translator::access`] for one word of the stack at a register plus a displacement.
     pub(super) fn stack_access(&mut self, insn: &Insn, base: u8, disp: i32, write: bool) -> Mem {
         let wide = !self.legacy;
+        if insn.stack.is_none_or(|shared| shared.first) {
+            // The block may be left.
+            self.settle_stack();
+        }
+        let disp = if base == R13 { disp.wrapping_add(self.stack_moved) } else { disp };
         if let Some(shared) = insn.stack {
             if shared.plain {
                 return self.shared_access(insn, shared, base, disp);

@@ -1,16 +1,35 @@
 //! PUSH, POP and LEAVE of whole words of the stack: 64 bits in 64-bit mode, else 32.
 
-use iced_x86::OpKind;
+use iced_x86::{Mnemonic, OpKind, Register};
 
 use super::asm::{Mem, reg::*};
 use super::block::{Insn, Translator};
+use super::classify::{How, is_near};
 use super::{resident, spilled};
 use crate::jit::context::at;
+
+/// How far RSP may be from R13, in bytes.
+const FAR: i32 = 0x1000;
+
+/// Whether R13 need not be RSP while an instruction runs.
+pub(super) fn keeps_moved(insn: &Insn) -> bool {
+    let i = &insn.instruction;
+    let registers = (0..i.op_count()).filter(|&n| i.op_kind(n) == OpKind::Register).map(|n| i.op_register(n));
+    let mut named = registers.chain([i.memory_base(), i.memory_index()]).filter(|r| r.is_gpr());
+    match insn.how {
+        How::Push | How::Pop => true,
+        How::Branch => i.mnemonic() == Mnemonic::Ret || i.mnemonic() == Mnemonic::Call && is_near(i),
+        _ => super::share::touches_registers_only(insn) && named.all(|r| r.full_register() != Register::RSP),
+    }
+}
 
 impl Translator<'_> {
     /// PUSH of a register or an immediate.
     pub(super) fn push(&mut self, insn: &Insn) {
         let word = self.word() as i32;
+        if resident(insn.op.r1) == Some(R13) && insn.instruction.op0_kind() == OpKind::Register {
+            self.settle_stack();
+        }
         let place = self.stack_access(insn, R13, -word, true);
         if insn.instruction.op0_kind() == OpKind::Register {
             let source = self.in_register(insn.op.r1, RCX);
@@ -20,7 +39,23 @@ impl Translator<'_> {
             self.asm.op_mem(!self.legacy, &[0xc7], 0, &place);
             self.asm.u32(insn.op.imm as u32);
         }
-        self.add_word(R13, R13, -word);
+        self.move_stack(insn, -word);
+    }
+
+    /// Moves RSP, or notes that it is to be moved if nothing can see it before the next instruction.
+    fn move_stack(&mut self, insn: &Insn, by: i32) {
+        self.stack_moved += by;
+        if insn.stack.is_none() || self.stack_moved.abs() > FAR {
+            self.settle_stack();
+        }
+    }
+
+    /// Brings R13 up to date.
+    pub(super) fn settle_stack(&mut self) {
+        if self.stack_moved != 0 {
+            self.add_word(R13, R13, self.stack_moved);
+            self.stack_moved = 0;
+        }
     }
 
     /// PUSH of a memory operand. Nothing is changed before both accesses are known to succeed.
@@ -42,14 +77,17 @@ impl Translator<'_> {
         let place = self.stack_access(insn, R13, 0, false);
         match resident(insn.op.r1) {
             // POP RSP: the value popped wins.
-            Some(R13) => return self.load_word(R13, &place),
+            Some(R13) => {
+                self.stack_moved = 0;
+                return self.load_word(R13, &place);
+            }
             Some(host) => self.load_word(host, &place),
             None => {
                 self.asm.load(RCX, &place);
                 self.asm.store(&spilled(insn.op.r1), RCX);
             }
         }
-        self.add_word(R13, R13, self.word() as i32);
+        self.move_stack(insn, self.word() as i32);
     }
 
     /// LEAVE.
