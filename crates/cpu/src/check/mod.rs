@@ -14,6 +14,7 @@ use crate::interp::fpu::{Vectors, X87Copy};
 use crate::mmu::tlb::AccessMode;
 use crate::state::flags::Flags;
 use crate::state::{RIP, Shadow};
+use crate::translate::block::Course;
 use crate::translate::flags;
 use crate::{Step, Trap, Vcpu};
 
@@ -165,9 +166,9 @@ impl Vcpu {
         self.tlb.force_mode(system.access);
     }
 
-    /// Runs `count` instructions in the interpreter, or fewer if a branch is taken before, and takes their effects back; a loop of
-    /// `period` instructions is gone through until it ends. `None` if they cannot be compared.
-    pub(crate) fn rehearse(&mut self, count: u32, period: u32) -> Option<Box<Expected>> {
+    /// Runs the instructions of a block in the interpreter, or fewer if a branch leaves it before, and takes their effects back; a
+    /// loop is gone through until it ends. `None` if they cannot be compared.
+    pub(crate) fn rehearse(&mut self, course: &Course) -> Option<Box<Expected>> {
         let mut expected = self.rehearsal.take().unwrap_or_else(|| self.blank());
         expected.vectors = self.fpu.vectors;
         expected.log.clear();
@@ -177,9 +178,11 @@ impl Vcpu {
         self.tlb.exchange();
         self.check = Some(std::mem::take(&mut expected.log));
         let mut outcome = Ok(());
-        let (mut executed, mut left, mut in_round) = (0, count, period);
+        let (mut executed, mut left, mut in_round) = (0, course.count, course.period);
         while left != 0 {
-            let run = self.interpret_some(in_round);
+            let done = course.period - in_round;
+            let jump = course.jump_after(done);
+            let run = self.interpret_some(jump.map_or(in_round, |(n, _)| n - done));
             outcome = run.outcome;
             executed += if outcome.is_err() { run.begun - 1 } else { run.begun };
             left = left.saturating_sub(run.begun as u32);
@@ -188,12 +191,18 @@ impl Vcpu {
                 break;
             }
             let round_ends = in_round == 0;
-            let goes_on = if round_ends { self.regs[RIP] == expected.before.regs[RIP] } else { run.straight };
+            let jumps = jump.filter(|(n, _)| *n == done + run.begun as u32);
+            let start = expected.before.regs[RIP];
+            let goes_on = match jumps {
+                Some((_, target)) => self.regs[RIP] == start & !0xfff | u64::from(target),
+                None if round_ends => self.regs[RIP] == start,
+                None => run.straight,
+            };
             if !goes_on {
                 break;
             }
             if round_ends && left != 0 {
-                in_round = period;
+                in_round = course.period;
                 let round = self.round(executed);
                 expected.rounds.push(round);
             }
@@ -289,21 +298,20 @@ impl Vcpu {
 
     /// Compares the state after translated code with the interpreter's. Nothing else can be trusted after a difference, so it
     /// ends the program.
-    /// `period`: instructions of one round.
-    pub(crate) fn compare(&mut self, mut expected: Box<Expected>, period: u32, outcome: Step) {
+    pub(crate) fn compare(&mut self, mut expected: Box<Expected>, course: &Course, outcome: Step) {
         // A repeated instruction may have stopped for an event.
         if outcome != Err(Trap::Leave) {
             self.choose_round(&mut expected, outcome);
-            let found = self.differences(&expected, period, outcome);
+            let found = self.differences(&expected, course, outcome);
             if !found.is_empty() {
-                self.report(&expected, period, &found);
+                self.report(&expected, course, &found);
             }
         }
         self.rehearsal = Some(expected);
     }
 
     /// What differs, a line each.
-    fn differences(&mut self, expected: &Expected, period: u32, outcome: Step) -> String {
+    fn differences(&mut self, expected: &Expected, course: &Course, outcome: Step) -> String {
         let mut found = String::new();
         let now = self.snapshot();
         for r in (0..16).chain([RIP]) {
@@ -314,7 +322,7 @@ impl Vcpu {
         }
         let (want, got) = (expected.after.flags.value(), self.flags.value());
         // Which flags mean nothing takes a while to find out.
-        let mask = if want == got { 0 } else { !self.undefined_flags(expected, period) };
+        let mask = if want == got { 0 } else { !self.undefined_flags(expected, course) };
         let (want, got) = (want & mask, got & mask);
         if want != got {
             let _ = writeln!(found, "flags: interpreter {want:#x}, translated {got:#x}");
@@ -359,27 +367,37 @@ impl Vcpu {
     }
 
     /// Flags of RFLAGS that the manuals leave undefined where the interpreter ended.
-    fn undefined_flags(&mut self, expected: &Expected, period: u32) -> u64 {
-        let round = self.listing(expected.before.regs[RIP], period);
+    fn undefined_flags(&mut self, expected: &Expected, course: &Course) -> u64 {
+        let round = self.listing(expected.before.regs[RIP], course);
         let executed = round.iter().cycle().take(expected.executed);
         flags::to_rflags(executed.fold(0, |before, instruction| flags::undefined(instruction, before)))
     }
 
-    /// The instructions at a linear address, at most `count`, none that begins in the next page.
-    fn listing(&mut self, linear: u64, count: u32) -> Vec<iced_x86::Instruction> {
-        let in_page = 0x1000 - (linear & 0xfff) as usize;
-        let mut bytes = vec![0; in_page + 15];
-        for (address, part) in [(linear, 0..in_page), (linear.wrapping_add(in_page as u64), in_page..in_page + 15)] {
+    /// The instructions of one round of the block at a linear address, none that begins in the next page.
+    fn listing(&mut self, linear: u64, course: &Course) -> Vec<iced_x86::Instruction> {
+        let page = linear & !0xfff;
+        let mut bytes = vec![0; 0x1000 + 15];
+        for (address, part) in [(page, 0..0x1000), (page.wrapping_add(0x1000), 0x1000..0x1000 + 15)] {
             let phys = self.resolve(address, crate::mmu::Access::Execute).unwrap_or(u64::MAX);
             let _ = self.memory.read(phys, &mut bytes[part]);
         }
-        let options = iced_x86::DecoderOptions::NONE;
-        let decoder = iced_x86::Decoder::with_ip(self.mode.code_bits(), &bytes, linear, options);
-        let inside = |instruction: &iced_x86::Instruction| instruction.ip().wrapping_sub(linear) < in_page as u64;
-        decoder.into_iter().take(count as usize).take_while(inside).collect()
+        let mut decoder =
+            iced_x86::Decoder::with_ip(self.mode.code_bits(), &bytes, page, iced_x86::DecoderOptions::NONE);
+        let mut list: Vec<iced_x86::Instruction> = Vec::new();
+        let mut offset = (linear & 0xfff) as usize;
+        for n in 1..=course.period {
+            if offset >= 0x1000 || decoder.set_position(offset).is_err() {
+                break;
+            }
+            decoder.set_ip(page.wrapping_add(offset as u64));
+            list.push(decoder.decode());
+            let jump = course.jumps.iter().find(|(after, _)| *after == n);
+            offset = jump.map_or(decoder.position(), |(_, target)| *target as usize);
+        }
+        list
     }
 
-    fn report(&mut self, expected: &Expected, instructions: u32, found: &str) {
+    fn report(&mut self, expected: &Expected, course: &Course, found: &str) {
         let rip = expected.before.regs[RIP];
         let mut text = format!("translated code differs from the interpreter in the block at {rip:#x}\n{found}before:");
         for (r, value) in expected.before.regs[..16].iter().enumerate() {
@@ -387,7 +405,7 @@ impl Vcpu {
         }
         let _ = writeln!(text, " rflags={:#x}", expected.before.flags.value());
         let mut formatter = iced_x86::IntelFormatter::new();
-        for instruction in self.listing(rip, instructions) {
+        for instruction in self.listing(rip, course) {
             let _ = write!(text, "{:#x}: ", instruction.ip());
             iced_x86::Formatter::format(&mut formatter, &instruction, &mut text);
             text.push('\n');

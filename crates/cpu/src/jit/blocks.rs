@@ -5,7 +5,7 @@ use std::hash::{BuildHasherDefault, Hash, Hasher};
 
 use memory::{CodeTag, PageMap};
 
-use crate::translate::block::Landing;
+use crate::translate::block::{Course, Landing};
 
 /// What a block is found by.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -45,10 +45,7 @@ pub(crate) struct Block {
     /// Arena offsets of the entries for looked-up and for direct branches.
     pub(crate) entry: u32,
     pub(crate) direct: u32,
-    /// Guest instructions in it.
-    pub(crate) instructions: u32,
-    /// The same of one copy of the loop that it is, or all.
-    pub(crate) period: u32,
+    pub(crate) course: Course,
     pub(crate) landing: Option<Landing>,
 }
 

@@ -162,11 +162,11 @@ impl Vcpu {
         jit.checks = 0;
         let offset = (code as usize).wrapping_sub(jit.arena.address(0) as usize);
         let block = jit.blocks.at_entry(offset as u32)?;
-        let (instructions, period) = (block.instructions, block.period);
-        let expected = self.rehearse(instructions, period)?;
+        let course = block.course.clone();
+        let expected = self.rehearse(&course)?;
         let outcome = self.enter(code);
         self.jit.as_mut()?.counters.checked += 1;
-        self.compare(expected, period, outcome);
+        self.compare(expected, &course, outcome);
         Some(outcome)
     }
 
@@ -365,7 +365,7 @@ impl Vcpu {
         let mut bytes = [0; 0x1000];
         self.memory.read(page, &mut bytes).ok()?;
         let start = (phys & 0xfff) as usize;
-        if let Some(translation) = self.translate_bytes(&bytes[start..], &bytes, phys, false, alone) {
+        if let Some(translation) = self.translate_bytes(&[], &bytes, phys, false, alone) {
             return self.keep(self.key(phys, Key::one_page(alone)), translation, &[(page, tag)]);
         }
         if 0x1000 - start >= 15 || alone != 0 {
@@ -383,7 +383,7 @@ impl Vcpu {
 
     fn translate_bytes(
         &mut self,
-        bytes: &[u8],
+        joined: &[u8],
         page: &[u8],
         phys: u64,
         crossing: bool,
@@ -391,7 +391,7 @@ impl Vcpu {
     ) -> Option<Translation> {
         let jit = self.jit.as_ref()?;
         let request = Request {
-            bytes,
+            joined,
             page,
             start: (phys & 0xfff) as u32,
             crossing,
@@ -417,15 +417,15 @@ impl Vcpu {
         // Claiming the page may have raced with a write: then the next look finds the block stale.
         let jit = self.jit.as_mut()?;
         jit.counters.blocks += 1;
-        jit.counters.instructions += u64::from(translation.instructions);
+        jit.counters.instructions += u64::from(translation.course.count);
         let entry = jit.arena.next();
         jit.arena.append(&translation.code);
         if let Some(map) = &self.perf_map {
             map.add(jit.arena.address(entry) as usize, translation.code.len(), self.regs[RIP], self.cpl == 3);
         }
         jit.sites.extend(translation.sites);
-        let Translation { direct, instructions, period, landing, .. } = translation;
-        let block = Block { key, entry, direct, instructions, period, landing };
+        let Translation { direct, course, landing, .. } = translation;
+        let block = Block { key, entry, direct, course, landing };
         jit.blocks.insert(block, pages);
         if let Some(landing) = landing.filter(|_| key.second == ONE_PAGE) {
             // Returns that go elsewhere are predicted wrongly.

@@ -19,15 +19,16 @@ const MAX_INSTRUCTIONS: usize = 64;
 /// Copies of a loop's body that a block holds at most, and their instructions.
 const MAX_COPIES: usize = 4;
 const MAX_UNROLLED: usize = 2 * MAX_INSTRUCTIONS;
-/// Conditional branches that a block goes on behind.
+/// Conditional branches that a block goes on behind, and direct jumps that it follows.
 const MAX_BRANCHES: usize = 4;
+const MAX_JUMPS: usize = 2;
 
 /// What is to be translated, and where to.
 pub(crate) struct Request<'a> {
-    /// From the first instruction to the end of its page; or, for an instruction that crosses into the next page, its bytes.
-    pub(crate) bytes: &'a [u8],
-    /// The whole page, for looking at branch targets.
+    /// The whole page.
     pub(crate) page: &'a [u8],
+    /// For an instruction that crosses into the next page, its bytes.
+    pub(crate) joined: &'a [u8],
     /// Offset of the first instruction in its page.
     pub(crate) start: u32,
     pub(crate) crossing: bool,
@@ -54,18 +55,45 @@ pub(crate) struct Request<'a> {
     pub(crate) notes_operands: bool,
 }
 
+impl<'a> Request<'a> {
+    fn bytes(&self) -> &'a [u8] {
+        if self.crossing { self.joined } else { self.page }
+    }
+}
+
 /// A translated block.
 pub(crate) struct Translation {
     pub(crate) code: Vec<u8>,
     /// Arena offset of the entry for branches inside the page; looked-up branches enter at the start.
     pub(crate) direct: u32,
     pub(crate) sites: Vec<Site>,
-    /// Guest instructions in it.
-    pub(crate) instructions: u32,
-    /// The same of one copy of the loop that it is, or all.
-    pub(crate) period: u32,
+    pub(crate) course: Course,
     /// The entry for the return from its call.
     pub(crate) landing: Option<Landing>,
+}
+
+/// The order of the guest instructions of a block.
+#[derive(Clone, Default, Debug)]
+pub(crate) struct Course {
+    /// How many they are.
+    pub(crate) count: u32,
+    /// How many are one copy of the loop that the block is, or all.
+    pub(crate) period: u32,
+    /// Jumps that are followed: how many instructions are up to there with the jump, and the offset in the page of the next.
+    pub(crate) jumps: Vec<(u32, u32)>,
+}
+
+impl Course {
+    fn new(insns: &[Insn], period: usize) -> Self {
+        let jumps = insns.iter().zip(1..).filter(|(insn, _)| insn.leads_to != insn.next);
+        let jumps = jumps.map(|(insn, n)| (n, insn.leads_to)).collect();
+        Self { count: insns.len() as u32, period: period as u32, jumps }
+    }
+
+    /// The next followed jump at or behind an instruction.
+    pub(crate) fn jump_after(&self, done: u32) -> Option<(u32, u32)> {
+        self.jumps.iter().copied().find(|(n, _)| *n > done)
+    }
 }
 
 /// Where the host's prediction expects the return from a call: an entry for looked-up branches.
@@ -84,15 +112,19 @@ pub(crate) struct Landing {
 pub(super) struct Insn {
     pub(super) instruction: Instruction,
     pub(super) offsets: ConstantOffsets,
-    /// Range in [`Request::bytes`].
+    /// Where its bytes are in the page, or in [`Request::joined`].
     pub(super) at: usize,
     /// Offset in the page of the instruction, and of the one behind it.
     pub(super) start: u32,
     pub(super) next: u32,
     pub(super) op: Op,
     pub(super) how: How,
+    /// Offset of the one that is run after it in the block.
+    pub(super) leads_to: u32,
     /// It ends its block.
     pub(super) ends: bool,
+    /// Behind a jump back that the block has followed.
+    pub(super) turned: bool,
     /// It branches to the start of its block, and the code for that follows.
     pub(super) again: bool,
     /// The groups of its accesses, to its memory operand and to the stack.
@@ -177,7 +209,7 @@ pub(crate) struct Translator<'a> {
     block: u32,
 }
 
-/// Translates a block; `None` if its first instruction is not whole in `bytes`, or nothing can run natively when checking.
+/// Translates a block; `None` if its first instruction is not whole in its page, or nothing can run natively when checking.
 pub(crate) fn translate(request: &Request<'_>, host_alu: &mut crate::interp::hostalu::HostAlu) -> Option<Translation> {
     let (mut insns, complete) = decode_block(request, host_alu);
     if let Some(last) = insns.last_mut().filter(|last| !complete && system::casts_shadow(&last.instruction)) {
@@ -196,7 +228,7 @@ pub(crate) fn translate(request: &Request<'_>, host_alu: &mut crate::interp::hos
     }
     let mut translator = Translator {
         asm: Asm::new(request.arena),
-        bytes: request.bytes,
+        bytes: request.bytes(),
         page: request.page,
         bitness: request.mode.code_bits(),
         legacy: !request.mode.is_64(),
@@ -231,7 +263,7 @@ pub(crate) fn translate(request: &Request<'_>, host_alu: &mut crate::interp::hos
     translator.emit(&insns, complete);
     let (direct, landing) = (translator.direct, translator.landing);
     let (code, sites) = translator.finish();
-    Some(Translation { code, direct, sites, instructions: insns.len() as u32, period: period as u32, landing })
+    Some(Translation { code, direct, sites, course: Course::new(&insns, period), landing })
 }
 
 /// Repeats a block that branches back to its start: accesses of several rounds that lie close together share one check then, and
@@ -239,7 +271,9 @@ pub(crate) fn translate(request: &Request<'_>, host_alu: &mut crate::interp::hos
 fn unroll(insns: &mut Vec<Insn>) {
     let (Some(first), Some(last), period) = (insns.first(), insns.last(), insns.len()) else { return };
     let distance = i64::from(last.next).wrapping_add(last.op.imm as i64);
-    let loops = last.how == How::Branch
+    let straight = insns.iter().all(|insn| insn.leads_to == insn.next);
+    let loops = straight
+        && last.how == How::Branch
         && last.instruction.is_jcc_short_or_near()
         && distance == i64::from(first.start)
         && insns.iter().all(|insn| share::stays(insn.how));
@@ -259,17 +293,20 @@ fn unroll(insns: &mut Vec<Insn>) {
 /// Decodes up to the end of the block; whether its last instruction ends it by itself.
 fn decode_block(request: &Request<'_>, host_alu: &mut crate::interp::hostalu::HostAlu) -> (Vec<Insn>, bool) {
     let mut insns: Vec<Insn> = Vec::new();
-    let (mut at, mut branches) = (0, 0);
+    let bytes = request.bytes();
+    let mut at = if request.crossing { 0 } else { request.start as usize };
+    // Versions for single accesses are entered in the middle of others.
+    let (mut branches, mut jumps, mut turned) = (0, 0, request.alone != 0);
     let limit = match (request.crossing, request.alone) {
         (true, _) => 1,
         (false, 0) => MAX_INSTRUCTIONS,
         (false, count) => usize::from(count),
     };
-    while at < request.bytes.len() && insns.len() < limit {
-        let window = &request.bytes[at..request.bytes.len().min(at + 15)];
+    while at < bytes.len() && insns.len() < limit {
+        let window = &bytes[at..bytes.len().min(at + 15)];
         let Some(decoded) = decode::decode_full(window, request.mode, request.features, host_alu) else { break };
         let (instruction, offsets, op, flow) = decoded;
-        let start = request.start + at as u32;
+        let start = if request.crossing { request.start } else { at as u32 };
         let next = start + u32::from(op.len);
         let how = match system::form(&instruction, flow, request) {
             Some(how) => how,
@@ -282,23 +319,32 @@ fn decode_block(request: &Request<'_>, host_alu: &mut crate::interp::hostalu::Ho
             How::System => system::ends(&instruction),
             _ => flow == Flow::End || changes_access(&instruction),
         };
-        let insn = Insn {
+        let mut insn = Insn {
             instruction,
             offsets,
             at,
             start,
             next,
+            leads_to: next,
             op,
             how,
             ends,
+            turned,
             again: false,
             operand: None,
             stack: None,
             recovery: None,
         };
-        let goes_on = !ends || branches < MAX_BRANCHES && skips_forward(&insn);
-        branches += usize::from(ends);
         at += usize::from(insn.op.len);
+        let target = if jumps < MAX_JUMPS && insns.len() + 1 < limit { followed(&insn, &insns, request) } else { None };
+        if let Some(target) = target {
+            (insn.how, insn.leads_to, insn.ends) = (How::Nothing, target, false);
+            turned |= target <= start;
+            jumps += 1;
+            at = target as usize;
+        }
+        let goes_on = !insn.ends || branches < MAX_BRANCHES && skips_forward(&insn);
+        branches += usize::from(insn.ends);
         insns.push(insn);
         if !goes_on {
             break;
@@ -306,6 +352,18 @@ fn decode_block(request: &Request<'_>, host_alu: &mut crate::interp::hostalu::Ho
     }
     let complete = insns.last().is_some_and(|insn| insn.ends);
     (insns, complete)
+}
+
+/// Where the block goes on behind a direct jump: at its target, unless that is in the block already.
+fn followed(insn: &Insn, before: &[Insn], request: &Request<'_>) -> Option<u32> {
+    if insn.how != How::Branch || !insn.instruction.is_jmp_short_or_near() || request.crossing {
+        return None;
+    }
+    let target = i64::from(insn.next).wrapping_add(insn.op.imm as i64);
+    // Not so close to the end that the instruction there may cross it.
+    let inside = (0..0x1000 - 15).contains(&target) && target != i64::from(insn.start);
+    let target = target as u32;
+    (inside && before.iter().all(|other| other.start != target)).then_some(target)
 }
 
 /// A conditional branch that is rather not taken: not the end of a loop.
@@ -388,7 +446,7 @@ impl Translator<'_> {
         self.release_all();
         self.settle_stack();
         self.note_x87();
-        self.go_to(last, i64::from(last.next));
+        self.go_to(last, i64::from(last.leads_to));
     }
 
     fn instruction(&mut self, insn: &Insn) {

@@ -19,7 +19,8 @@ use crate::jit::context::{MODES, QUIET, at, table};
 impl Translator<'_> {
     /// Goes on at an offset relative to the page, which may lie outside of it.
     pub(super) fn go_to(&mut self, insn: &Insn, target: i64) {
-        let backward = target <= i64::from(insn.start);
+        // Seen from where the block begins, what a jump back leads to may lie ahead.
+        let backward = target <= i64::from(insn.start) || insn.turned;
         if !(0..0x1000).contains(&target) || self.crosses(target as usize) {
             self.asm.load(R15, &Mem::context(at!(page)));
             self.add_word(R15, R15, target as i32);
@@ -149,7 +150,7 @@ impl Translator<'_> {
             return self.exit_later(leaves, next);
         }
         let inside = (0..0x1000).contains(&target) && !self.crosses(target as usize);
-        if inside && target > i64::from(insn.start) {
+        if inside && target > i64::from(insn.start) && !insn.turned {
             let taken = self.asm.jcc_forward(condition);
             let patch = self.asm.field(taken);
             self.stub(taken, self.trampolines.link, SiteKind::Link { patch, target: target as u32, alone: 0 });
