@@ -68,6 +68,8 @@ pub(crate) struct Context {
     pub(crate) flags: u64,
     pub(crate) scratch: u64,
     pub(crate) scratch2: u64,
+    /// Iterations of a loop until its accesses are to be checked (again): see [`crate::translate::ahead`].
+    pub(crate) left: u64,
     /// Guest register file in the vCPU.
     pub(crate) regs: u64,
     pub(crate) host_rsp: u64,

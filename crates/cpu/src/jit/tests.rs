@@ -1,6 +1,7 @@
 //! Code under the translator must do what it does under the interpreter.
 
 mod legacy;
+mod loops;
 mod native;
 
 use iced_x86::code_asm::*;

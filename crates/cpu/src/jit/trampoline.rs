@@ -97,15 +97,30 @@ fn emit_vectors(asm: &mut Asm, wide: bool, load: bool) -> u32 {
     asm.load(RCX, &field(at!(fpu)));
     let vectors = std::mem::offset_of!(FpuState, vectors) as u32;
     let opcode = if load { 0x10 } else { 0x11 };
-    for n in 0..if wide { 32u8 } else { 16 } {
-        // VMOVUPS of a YMM or ZMM register, [RCX + disp32]
-        if wide {
-            asm.put(&[0x62, (!n >> 3 & 1) << 7 | 0x60 | (!n >> 4 & 1) << 4 | 1, 0x7c, 0x48]);
-        } else {
-            asm.put(&[0xc5, (!n >> 3 & 1) << 7 | 0x7c]);
+    let mut loaded = None;
+    if load {
+        or_upper_parts(asm, wide, vectors);
+        let narrow = asm.jrcxz();
+        let full = asm.jmp_forward();
+        asm.bind(narrow);
+        asm.load(RCX, &field(at!(fpu)));
+        for n in 0..16u8 {
+            // VMOVUPS of an XMM register, [RCX + disp32]
+            asm.put(&[0xc5, (!n >> 3 & 1) << 7 | 0x78, 0x10, 0x81 | (n & 7) << 3]);
+            asm.u32(vectors + 64 * u32::from(n));
         }
-        asm.put(&[opcode, 0x81 | (n & 7) << 3]);
-        asm.u32(vectors + 64 * u32::from(n));
+        loaded = Some(asm.jmp_forward());
+        asm.bind(full);
+        asm.load(RCX, &field(at!(fpu)));
+    }
+    for n in 0..16u8 {
+        move_register(asm, wide, opcode, n, vectors);
+    }
+    if let Some(loaded) = loaded {
+        asm.bind(loaded);
+    }
+    for n in 16..if wide { 32u8 } else { 16 } {
+        move_register(asm, wide, opcode, n, vectors);
     }
     if wide {
         let masks = std::mem::offset_of!(FpuState, opmasks) as u32;
@@ -129,6 +144,41 @@ fn emit_vectors(asm: &mut Asm, wide: bool, load: bool) -> u32 {
     }
     asm.u8(0xc3);
     start
+}
+
+/// VMOVUPS of a YMM or ZMM register, [RCX + disp32].
+fn move_register(asm: &mut Asm, wide: bool, opcode: u8, n: u8, vectors: u32) {
+    if wide {
+        asm.put(&[0x62, (!n >> 3 & 1) << 7 | 0x60 | (!n >> 4 & 1) << 4 | 1, 0x7c, 0x48]);
+    } else {
+        asm.put(&[0xc5, (!n >> 3 & 1) << 7 | 0x7c]);
+    }
+    asm.put(&[opcode, 0x81 | (n & 7) << 3]);
+    asm.u32(vectors + 64 * u32::from(n));
+}
+
+/// RCX = 0 if bits from 128 on of the first 16 vector registers at [RCX] are zero. Such registers are better loaded without
+/// these bits: the CPU knows then that they are zero, and that an SSE instruction need not wait for them.
+fn or_upper_parts(asm: &mut Asm, wide: bool, vectors: u32) {
+    for n in 0..16u32 {
+        // VMOVDQU64 ZMM0, [RCX + disp32] or VMOVUPS YMM0; VPORQ ZMM0, ZMM0 or VORPS YMM0, YMM0
+        match (wide, n) {
+            (true, 0) => asm.put(&[0x62, 0xf1, 0xfe, 0x48, 0x6f, 0x81]),
+            (true, _) => asm.put(&[0x62, 0xf1, 0xfd, 0x48, 0xeb, 0x81]),
+            (false, 0) => asm.put(&[0xc5, 0xfc, 0x10, 0x81]),
+            (false, _) => asm.put(&[0xc5, 0xfc, 0x56, 0x81]),
+        }
+        asm.u32(vectors + 64 * n);
+    }
+    if wide {
+        // VPTESTMQ K1, ZMM0, ZMM0; KSHIFTRW K1, K1, 2; KMOVW ECX, K1
+        asm.put(&[0x62, 0xf2, 0xfd, 0x48, 0x27, 0xc8]);
+        asm.put(&[0xc4, 0xe3, 0xf9, 0x30, 0xc9, 2, 0xc5, 0xf8, 0x93, 0xc9]);
+    } else {
+        // VEXTRACTF128 XMM0, YMM0, 1; VPUNPCKHQDQ XMM1, XMM0, XMM0; VPOR XMM0, XMM0, XMM1; VMOVQ RCX, XMM0
+        asm.put(&[0xc4, 0xe3, 0x7d, 0x19, 0xc0, 1, 0xc5, 0xf9, 0x6d, 0xc8]);
+        asm.put(&[0xc5, 0xf9, 0xeb, 0xc1, 0xc4, 0xe1, 0xf9, 0x7e, 0xc1]);
+    }
 }
 
 fn push(asm: &mut Asm, r: u8) {

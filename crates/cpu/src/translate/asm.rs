@@ -23,6 +23,8 @@ pub(crate) mod cond {
     pub(crate) const NZ: u8 = 5;
     pub(crate) const B: u8 = 2;
     pub(crate) const A: u8 = 7;
+    pub(crate) const AE: u8 = 3;
+    pub(crate) const S: u8 = 8;
 }
 
 /// A memory operand of the host.

@@ -2,6 +2,7 @@
 
 use iced_x86::{ConstantOffsets, Instruction, InstructionInfoFactory};
 
+use super::ahead::{self, Body, Second};
 use super::asm::{Asm, Fixup, Mem, reg::*};
 use super::classify::{How, classify};
 use super::held::Held;
@@ -15,10 +16,10 @@ use crate::jit::context::at;
 use crate::jit::trampoline::{LEAVE, Trampolines, leave};
 
 /// Longest block, in instructions.
-const MAX_INSTRUCTIONS: usize = 64;
+const MAX_INSTRUCTIONS: usize = 128;
 /// Copies of a loop's body that a block holds at most, and their instructions.
 const MAX_COPIES: usize = 4;
-const MAX_UNROLLED: usize = 2 * MAX_INSTRUCTIONS;
+const MAX_UNROLLED: usize = 128;
 /// Conditional branches that a block goes on behind, and direct jumps that it follows.
 const MAX_BRANCHES: usize = 4;
 const MAX_JUMPS: usize = 2;
@@ -157,6 +158,8 @@ struct Stub {
     /// What is done first.
     retry: Option<Retry>,
     recovery: Option<Recovery>,
+    /// What was checked ahead holds for this iteration only.
+    last_iteration: bool,
 }
 
 /// State of a translation.
@@ -194,15 +197,23 @@ pub(crate) struct Translator<'a> {
     pub(super) landing: Option<Landing>,
     /// A branch to the first instruction need not leave emitted code.
     may_loop: bool,
+    /// See [`ahead`]: which version of the block is being emitted, where the first instruction of it and the check are, and
+    /// jumps to the check.
+    pub(super) body: Body,
+    pub(super) direct_again: u32,
+    pub(super) checks_at: u32,
+    pub(super) to_check: Vec<Fixup>,
     /// Instructions of the block, and the index of the last vector instruction.
     count: usize,
     /// Instructions of one copy of an unrolled loop, or all.
     period: usize,
-    last_vector: usize,
+    pub(super) last_vector: usize,
     exits: Vec<Exit>,
     stubs: Vec<Stub>,
-    /// Arena offset behind each instruction, and what is held there.
-    resumes: Vec<(u32, Held)>,
+    /// Arena offset behind each instruction, and what is held there; the index of the first one of the version that is being
+    /// emitted.
+    pub(super) resumes: Vec<(u32, Held)>,
+    pub(super) first_resume: usize,
     pub(super) current: usize,
     sites: Vec<Site>,
     first_site: u32,
@@ -223,15 +234,18 @@ pub(crate) fn translate(request: &Request<'_>, host_alu: &mut crate::interp::hos
     }
     let mut info = InstructionInfoFactory::new();
     loose::plan(&mut insns, &mut info);
+    let legacy = !request.mode.is_64();
     if request.alone == 0 {
-        share::plan(&mut insns, &mut info, !request.mode.is_64());
+        share::plan(&mut insns, &mut info, legacy, false);
     }
+    let may_loop = request.alone == 0 && !request.checking;
+    let second = may_loop.then(|| ahead::plan(&insns, request.start, &mut info, legacy)).flatten();
     let mut translator = Translator {
         asm: Asm::new(request.arena),
         bytes: request.bytes(),
         page: request.page,
         bitness: request.mode.code_bits(),
-        legacy: !request.mode.is_64(),
+        legacy,
         access: request.access,
         cr4: request.cr4,
         notes_operands: request.notes_operands,
@@ -246,7 +260,11 @@ pub(crate) fn translate(request: &Request<'_>, host_alu: &mut crate::interp::hos
         start: request.start,
         direct: 0,
         landing: None,
-        may_loop: request.alone == 0 && !request.checking,
+        may_loop,
+        body: if second.is_some() { Body::First } else { Body::Only },
+        direct_again: 0,
+        checks_at: 0,
+        to_check: Vec::new(),
         count: insns.len(),
         period,
         last_vector: insns.iter().rposition(|insn| insn.how == How::Vector).unwrap_or(0),
@@ -255,12 +273,13 @@ pub(crate) fn translate(request: &Request<'_>, host_alu: &mut crate::interp::hos
         x87_last: None,
         stubs: Vec::new(),
         resumes: Vec::new(),
+        first_resume: 0,
         current: 0,
         sites: Vec::new(),
         first_site: request.first_site,
         block: request.block,
     };
-    translator.emit(&insns, complete);
+    translator.emit(&insns, complete, second.as_ref());
     let (direct, landing) = (translator.direct, translator.landing);
     let (code, sites) = translator.finish();
     Some(Translation { code, direct, sites, course: Course::new(&insns, period), landing })
@@ -389,9 +408,25 @@ fn changes_access(instruction: &Instruction) -> bool {
 }
 
 impl Translator<'_> {
-    fn emit(&mut self, insns: &[Insn], complete: bool) {
+    fn emit(&mut self, insns: &[Insn], complete: bool, second: Option<&Second>) {
         self.looked_up_entry(self.start);
         self.direct = self.asm.here();
+        if second.is_some() {
+            self.begin_warm_up();
+        }
+        self.direct_again = self.asm.here();
+        self.run_through(insns);
+        if let (false, Some(last)) = (complete, insns.last()) {
+            self.fall_through(last);
+        }
+        self.emit_exits(insns);
+        if let Some(second) = second {
+            self.second_body(second, self.start);
+        }
+    }
+
+    /// Emits all instructions.
+    pub(super) fn run_through(&mut self, insns: &[Insn]) {
         for (i, insn) in insns.iter().enumerate() {
             self.current = i;
             if insns.get(i + 1).is_some_and(|next| next.how == How::Branch) {
@@ -401,9 +436,10 @@ impl Translator<'_> {
             self.instruction(insn);
             self.resumes.push((self.asm.here(), self.held));
         }
-        if let (false, Some(last)) = (complete, insns.last()) {
-            self.fall_through(last);
-        }
+    }
+
+    /// Emits the ways out of the version that was emitted last.
+    pub(super) fn emit_exits(&mut self, insns: &[Insn]) {
         self.held = Held::default();
         for exit in std::mem::take(&mut self.exits) {
             self.asm.bind(exit.from);
@@ -432,7 +468,7 @@ impl Translator<'_> {
 
     /// The arena offset to jump to for the first instruction, if `target` is that.
     pub(super) fn loops_to(&self, target: u32) -> Option<u32> {
-        (self.may_loop && target == self.start).then_some(self.direct)
+        (self.may_loop && target == self.start).then_some(self.direct_again)
     }
 
     /// Lets a forward jump lead to the version of the block from `insn` on where every access has its own check.
@@ -538,10 +574,22 @@ impl Translator<'_> {
     /// Lets a forward jump lead to the interpreter running `insn`.
     pub(super) fn slow_path(&mut self, insn: &Insn, from: Fixup, memory: bool) {
         let kind = self.op_site(insn, memory, 0);
-        let resume = Some(self.current);
+        let resume = Some(self.first_resume + self.current);
+        let last_iteration = self.body == Body::Second;
         let (trampoline, access, x87) = (self.trampolines.op, self.access, self.x87_ready);
         let x87_last = self.x87_last;
-        self.stubs.push(Stub { from, trampoline, kind, access, x87, x87_last, resume, retry: None, recovery: None });
+        self.stubs.push(Stub {
+            from,
+            trampoline,
+            kind,
+            access,
+            x87,
+            x87_last,
+            resume,
+            retry: None,
+            recovery: None,
+            last_iteration,
+        });
     }
 
     /// Lets the stub that was made last try once more first, and work the flags out.
@@ -564,6 +612,7 @@ impl Translator<'_> {
             resume: None,
             retry: None,
             recovery: None,
+            last_iteration: false,
         });
     }
 
@@ -590,6 +639,9 @@ impl Translator<'_> {
             let held = behind.map(|(_, held)| held).filter(|held| !held.is_empty());
             if let (SiteKind::Op { resume, .. }, Some((behind, _))) = (&mut stub.kind, behind) {
                 *resume = if held.is_some() { self.asm.here() + LEAVE } else { behind };
+            }
+            if stub.last_iteration {
+                ahead::set_left(&mut self.asm, 1);
             }
             self.leave_here(stub.trampoline, stub.kind);
             if let (Some(held), Some((behind, _))) = (held, behind) {

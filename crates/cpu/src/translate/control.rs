@@ -10,6 +10,7 @@
 
 use iced_x86::{Mnemonic, OpKind};
 
+use super::ahead::Body;
 use super::asm::{Fixup, Mem, reg::*};
 use super::block::{Insn, Landing, Translator};
 use super::classify::is_near;
@@ -29,6 +30,9 @@ impl Translator<'_> {
         }
         let target = target as u32;
         if let Some(direct) = self.loops_to(target) {
+            if self.body != Body::Only {
+                return self.end_iteration(direct);
+            }
             let event = self.poll();
             self.asm.jmp(direct);
             self.asm.bind(event);
@@ -45,7 +49,7 @@ impl Translator<'_> {
     }
 
     /// A jump that is taken while an event is pending.
-    fn poll(&mut self) -> Fixup {
+    pub(super) fn poll(&mut self) -> Fixup {
         self.asm.load32(RCX, &Mem::context(QUIET));
         self.asm.jrcxz()
     }

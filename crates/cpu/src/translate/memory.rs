@@ -51,7 +51,7 @@ const CLOSE: i32 = 512;
 
 /// Whether the TLB may be looked at for the page of a register only: the access is near, and all of it on one side.
 fn is_close(disp: i32, size: u32, alignment: u32) -> bool {
-    disp.abs() <= CLOSE && (disp >= 0 || alignment > 1 || disp + size as i32 <= 1)
+    disp.abs() <= CLOSE && (disp >= 0 || size <= alignment || disp + size as i32 <= 1)
 }
 
 /// Whether the address can be computed by [`Translator::address`].
@@ -206,9 +206,10 @@ impl Translator<'_> {
 
     /// The operand at [base + disp], of a group of accesses.
     fn shared_access(&mut self, insn: &Insn, shared: Shared, base: u8, disp: i32) -> Mem {
-        if shared.first {
-            if let Some(from) = disp.checked_add(shared.start).filter(|&from| is_close(from, shared.span, 1)) {
-                self.probe_at(insn, (base, from), shared.span, shared.write, 1, Miss::Alone);
+        let (span, alignment) = (shared.span, shared.alignment);
+        if shared.first && !shared.ahead {
+            if let Some(from) = disp.checked_add(shared.start).filter(|&from| is_close(from, span, alignment)) {
+                self.probe_at(insn, (base, from), span, shared.write, alignment, Miss::Alone);
                 self.note_addend(shared);
                 return Mem::indexed(base, R14, 0, disp);
             }
@@ -224,7 +225,7 @@ impl Translator<'_> {
                     self.asm.lea(true, R15, &Mem::base(R15, shared.start));
                 }
             }
-            self.probe(insn, shared.span, shared.write, 1, Miss::Alone);
+            self.probe(insn, span, shared.write, alignment, Miss::Alone);
             self.note_addend(shared);
             return Mem::indexed(R15, R14, 0, -shared.start);
         }
@@ -273,8 +274,8 @@ impl Translator<'_> {
         self.probe_at(insn, (R15, 0), size, write, alignment, miss);
     }
 
-    /// The same for the access at a register and a displacement of not more than [`CLOSE`]. An aligned operand does not cross
-    /// pages, so that one comparison serves for both: the offset's low bits must be 0 like the page's difference.
+    /// The same for the access at a register and a displacement of not more than [`CLOSE`]. What is aligned crosses pages as a
+    /// whole only, so that one comparison serves for both: the offset's low bits must be 0 like the page's difference.
     fn probe_at(
         &mut self,
         insn: &Insn,
@@ -284,7 +285,7 @@ impl Translator<'_> {
         alignment: u32,
         miss: Miss,
     ) -> Mem {
-        let reach = if alignment == 1 { size as i32 - 1 } else { 0 };
+        let reach = (size as i32 - 1) & (alignment as i32).wrapping_neg();
         let tags = if write { table::write(self.access) } else { table::read(self.access) };
         let addends = table::addend(self.access);
         self.addend = None;

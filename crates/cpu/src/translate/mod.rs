@@ -12,6 +12,7 @@
 //! | [`loose`]   | which checks need not keep the flags                                         |
 //! | [`control`] | branches, calls, returns, and how blocks hang together                       |
 //! | [`share`]   | which accesses need one check together                                       |
+//! | [`ahead`]   | loops whose accesses are checked for many iterations at once                |
 //! | [`stack`]   | PUSH, POP, LEAVE                                                            |
 //! | [`legacy`]  | what differs outside 64-bit mode                                            |
 //! | [`divide`]  | DIV, IDIV                                                                   |
@@ -33,6 +34,7 @@
 //! Whatever is emitted around the guest's instructions leaves the flags alone, so that they are right wherever emitted code is
 //! left, in a fault's frame too.
 
+mod ahead;
 pub(crate) mod asm;
 pub(crate) mod block;
 mod classify;

@@ -19,7 +19,9 @@ use crate::state::{RIP, ZERO};
 /// Greatest distance between the ends of a group, in bytes.
 const SPAN: i64 = 256;
 /// Groups of a block whose host address can be kept in the context block.
-pub(crate) const SLOTS: usize = 8;
+pub(crate) const SLOTS: usize = 12;
+/// Greatest distance in bytes that a group checked ahead moves in one iteration of its loop.
+const MAX_STEP: u64 = 512;
 /// Displacements of accesses outside 64-bit mode that are not taken for an address themselves.
 const NEAR: i64 = 0x1_0000;
 /// Offsets beyond this are not followed.
@@ -37,10 +39,39 @@ pub(super) struct Shared {
     pub(super) span: u32,
     /// The range must be writable.
     pub(super) write: bool,
+    /// What the start of the range must be aligned to, in bytes; 1 = nothing.
+    pub(super) alignment: u32,
+    /// It was checked before the iteration of the loop began: see [`super::ahead`].
+    pub(super) ahead: bool,
     /// The sum of base register and displacement is the address in 64-bit arithmetic, too.
     pub(super) plain: bool,
     /// Where the distance between host and linear address is kept, if other accesses come between.
     pub(super) slot: Option<u8>,
+}
+
+/// A group of accesses whose address moves by the same distance in every iteration of a loop.
+pub(super) struct Moving {
+    /// The address of its range at the start of an iteration: initial content of a register, or the page of the code.
+    pub(super) base: Option<Base>,
+    /// Register and binary logarithm of the scale.
+    pub(super) index: Option<(u8, u8)>,
+    /// FS or GS, whose base is added.
+    pub(super) segment: Option<usize>,
+    pub(super) disp: i32,
+    pub(super) span: u32,
+    pub(super) alignment: u32,
+    pub(super) write: bool,
+    /// Bytes that it moves.
+    pub(super) step: i64,
+    /// Where the distance between host and linear address is kept.
+    pub(super) slot: u8,
+}
+
+/// See [`Moving`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Base {
+    Register(u8),
+    Page,
 }
 
 /// A register's content: something unknown plus a constant, in the width of an address.
@@ -139,6 +170,31 @@ impl Values {
             }
         };
         Some(Value { root, offset: base.offset.wrapping_add(index.offset << scale) })
+    }
+
+    /// What was added up to make a root, if that was all there when the block began, and how far a pass through the block
+    /// has moved it: base, index, segment.
+    fn origin(&self, root: u32) -> Option<Moving> {
+        let sum = self.sums.iter().find(|(_, sum)| *sum == root).map(|(parts, _)| *parts);
+        let (base, index, scale, segment) = sum.unwrap_or((root, NOTHING, 0, 0));
+        let mut step = 0i64;
+        let mut moved = |root: u32, scale: u8| {
+            let register = u8::try_from(root).ok().filter(|&r| r < 16)?;
+            let now = self.get(usize::from(register));
+            step = step.checked_add(now.offset << scale)?;
+            (now.root == root).then_some(register)
+        };
+        let base = match base {
+            NOTHING => None,
+            PAGE => Some(Base::Page),
+            _ => Some(Base::Register(moved(base, 0)?)),
+        };
+        let index = match index {
+            NOTHING => None,
+            _ => Some((moved(index, scale)?, scale)),
+        };
+        let segment = usize::from(segment).checked_sub(1);
+        Some(Moving { base, index, segment, disp: 0, span: 0, alignment: 1, write: false, step, slot: 0 })
     }
 
     /// Follows an instruction.
@@ -255,6 +311,7 @@ struct Access {
     offset: i64,
     size: i64,
     write: bool,
+    alignment: u32,
     /// See [`Values::plain_base`].
     base: Option<Value>,
 }
@@ -264,11 +321,53 @@ struct Group {
     low: i64,
     high: i64,
     write: bool,
+    alignment: u32,
+    /// Where the access was that has to be aligned like that.
+    anchor: i64,
     members: Vec<Access>,
 }
 
-/// Finds the groups of a block and notes them in its instructions.
-pub(super) fn plan(insns: &mut [Insn], info: &mut InstructionInfoFactory, legacy: bool) {
+impl Group {
+    fn new(access: Access) -> Self {
+        let (low, high) = (access.offset, access.offset.wrapping_add(access.size));
+        let (root, write, alignment, anchor) = (access.root, access.write, access.alignment, access.offset);
+        Self { root, low, high, write, alignment, anchor, members: vec![access] }
+    }
+
+    /// The range and its alignment with another access in it; `None` if it does not fit in.
+    fn with(&self, access: &Access) -> Option<(i64, i64, u32, i64)> {
+        let between = access.offset.checked_sub(self.anchor)?;
+        if access.root != self.root || between % i64::from(self.alignment.min(access.alignment)) != 0 {
+            return None;
+        }
+        let (alignment, anchor) = if access.alignment > self.alignment {
+            (access.alignment, access.offset)
+        } else {
+            (self.alignment, self.anchor)
+        };
+        let low = self.low.min(access.offset);
+        let high = self.high.max(access.offset.checked_add(access.size)?);
+        let low = low.checked_sub(low.checked_sub(anchor)?.rem_euclid(i64::from(alignment)))?;
+        let span = high.checked_sub(low)?;
+        (0..=SPAN).contains(&span).then_some((low, high, alignment, anchor))
+    }
+
+    /// What is to be checked ahead, if the block is a loop at whose end the registers hold `values`.
+    fn moving(&self, values: &Values, slot: usize) -> Option<Moving> {
+        let slot = u8::try_from(slot).ok().filter(|slot| usize::from(*slot) < SLOTS)?;
+        let moving = values.origin(self.root)?;
+        let plain = values.word == 8 || moving.segment.is_none();
+        if !plain || moving.step.unsigned_abs() > MAX_STEP || moving.step % i64::from(self.alignment) != 0 {
+            return None;
+        }
+        let (disp, span) = (i32::try_from(self.low).ok()?, u32::try_from(self.high - self.low).ok()?);
+        Some(Moving { disp, span, alignment: self.alignment, write: self.write, slot, ..moving })
+    }
+}
+
+/// Finds the groups of a block and notes them in its instructions. If the block is a loop (`ahead`), those that can be checked
+/// ahead are returned.
+pub(super) fn plan(insns: &mut [Insn], info: &mut InstructionInfoFactory, legacy: bool, ahead: bool) -> Vec<Moving> {
     let mut values = Values::new(if legacy { 4 } else { 8 });
     let mut groups: Vec<Group> = Vec::new();
     let mut open = 0;
@@ -281,16 +380,26 @@ pub(super) fn plan(insns: &mut [Insn], info: &mut InstructionInfoFactory, legacy
         }
         values.follow(insn, info);
     }
+    for insn in insns.iter_mut() {
+        (insn.operand, insn.stack) = (None, None);
+    }
+    let mut all_moving: Vec<Moving> = Vec::new();
     let mut slots = 0;
-    for (number, group) in groups.iter().enumerate().filter(|(_, group)| group.members.len() > 1) {
+    for (number, group) in groups.iter().enumerate() {
+        let moving = if ahead { group.moving(&values, slots) } else { None };
+        if moving.is_none() && group.members.len() == 1 {
+            continue;
+        }
         let mut slot = None;
-        if needs_slot(group, insns) {
+        if moving.is_some() || needs_slot(group, insns) {
             if slots == SLOTS {
                 continue;
             }
             slot = Some(slots as u8);
             slots += 1;
         }
+        let ahead = moving.is_some();
+        all_moving.extend(moving);
         for (n, member) in group.members.iter().enumerate() {
             let shared = Shared {
                 group: number as u16,
@@ -298,7 +407,9 @@ pub(super) fn plan(insns: &mut [Insn], info: &mut InstructionInfoFactory, legacy
                 start: (group.low - member.offset) as i32,
                 span: (group.high - group.low) as u32,
                 write: group.write,
-                plain: !legacy || member.base.is_some() && member.base == group.members[0].base,
+                alignment: group.alignment,
+                ahead,
+                plain: !legacy || !ahead && member.base.is_some() && member.base == group.members[0].base,
                 slot,
             };
             let insn = &mut insns[member.insn];
@@ -309,22 +420,18 @@ pub(super) fn plan(insns: &mut [Insn], info: &mut InstructionInfoFactory, legacy
             }
         }
     }
+    all_moving
 }
 
 fn join(groups: &mut Vec<Group>, open: usize, access: Access) {
-    let (low, high) = (access.offset, access.offset.wrapping_add(access.size));
-    let found = groups.iter_mut().skip(open).find(|group| {
-        let span = group.high.max(high).checked_sub(group.low.min(low));
-        group.root == access.root && span.is_some_and(|span| (0..=SPAN).contains(&span))
-    });
+    let found = groups.iter_mut().skip(open).find_map(|group| Some((group.with(&access)?, group)));
     match found {
-        Some(group) => {
-            group.low = group.low.min(low);
-            group.high = group.high.max(high);
+        Some(((low, high, alignment, anchor), group)) => {
+            (group.low, group.high, group.alignment, group.anchor) = (low, high, alignment, anchor);
             group.write |= access.write;
             group.members.push(access);
         }
-        None => groups.push(Group { root: access.root, low, high, write: access.write, members: vec![access] }),
+        None => groups.push(Group::new(access)),
     }
 }
 
@@ -336,7 +443,7 @@ fn accesses(n: usize, insn: &Insn, values: &mut Values, info: &mut InstructionIn
     let stack = |value: Value, by: i64, write: bool| {
         let offset = value.offset.wrapping_add(by);
         let base = (word == 4).then_some(value);
-        Some(Access { insn: n, stack: true, root: value.root, offset, size: word, write, base })
+        Some(Access { insn: n, stack: true, root: value.root, offset, size: word, write, alignment: 1, base })
     };
     let on_stack = match (insn.how, i.mnemonic()) {
         (How::Push, _) | (How::Branch, Mnemonic::Call) => stack(rsp, -word, true),
@@ -347,7 +454,7 @@ fn accesses(n: usize, insn: &Insn, values: &mut Values, info: &mut InstructionIn
     let operand = (0..i.op_count()).find(|&n| i.op_kind(n) == OpKind::Memory);
     let operand = match (insn.how, operand) {
         (How::Branch, Some(_)) => Some((word, false)),
-        (How::Rewrite | How::Vector, Some(operand)) if super::vector::alignment_of(insn) == 1 => {
+        (How::Rewrite | How::Vector, Some(operand)) => {
             let options = InstructionInfoOptions::NO_MEMORY_USAGE | InstructionInfoOptions::NO_REGISTER_USAGE;
             let access = info.info_options(i, options).op_access(operand);
             Some((i.memory_size().size() as i64, writes(access)))
@@ -357,7 +464,9 @@ fn accesses(n: usize, insn: &Insn, values: &mut Values, info: &mut InstructionIn
     let operand = operand.and_then(|(size, write)| {
         let value = values.address(&insn.op, insn.next)?;
         let base = values.plain_base(&insn.op);
-        Some(Access { insn: n, stack: false, root: value.root, offset: value.offset, size, write, base })
+        let alignment = super::vector::alignment_of(insn);
+        let (root, offset) = (value.root, value.offset);
+        Some(Access { insn: n, stack: false, root, offset, size, write, alignment, base })
     });
     [operand, on_stack]
 }

@@ -219,7 +219,7 @@ enum Rm {
 
 impl Translator<'_> {
     /// Makes sure that the guest's vector registers are in the host's.
-    fn want_vectors(&mut self) {
+    pub(super) fn want_vectors(&mut self) {
         if std::mem::replace(&mut self.vectors_ready, true) {
             return;
         }
