@@ -103,6 +103,8 @@ fn emit_vectors(asm: &mut Asm, wide: bool, load: bool) -> u32 {
         let narrow = asm.jrcxz();
         let full = asm.jmp_forward();
         asm.bind(narrow);
+        // VZEROUPPER: nothing else lets a Zen 4 forget that there were upper parts, in whichever register.
+        asm.put(&[0xc5, 0xf8, 0x77]);
         asm.load(RCX, &field(at!(fpu)));
         for n in 0..16u8 {
             // VMOVUPS of an XMM register, [RCX + disp32]
@@ -158,7 +160,7 @@ fn move_register(asm: &mut Asm, wide: bool, opcode: u8, n: u8, vectors: u32) {
 }
 
 /// RCX = 0 if bits from 128 on of the first 16 vector registers at [RCX] are zero. Such registers are better loaded without
-/// these bits: the CPU knows then that they are zero, and that an SSE instruction need not wait for them.
+/// these bits: the CPU knows then that they are zero, and that an SSE instruction need not wait for what its destination held.
 fn or_upper_parts(asm: &mut Asm, wide: bool, vectors: u32) {
     for n in 0..16u32 {
         // VMOVDQU64 ZMM0, [RCX + disp32] or VMOVUPS YMM0; VPORQ ZMM0, ZMM0 or VORPS YMM0, YMM0
