@@ -226,7 +226,7 @@ pub(crate) fn select(d: &mut Decoding<'_>) -> Option<Choice> {
 }
 
 /// How many PAUSEs make a spin loop.
-const SPINNING: u8 = 16;
+pub(crate) const SPINNING: u8 = 16;
 
 /// Offers the host CPU to others when the guest spins: where there are fewer host CPUs than vCPUs, the one that it waits for may
 /// be among those that do not run. Not with interrupts off, where guests do not expect to be gone for long.

@@ -196,7 +196,7 @@ pub(crate) struct Translator<'a> {
     direct: u32,
     pub(super) landing: Option<Landing>,
     /// A branch to the first instruction need not leave emitted code.
-    may_loop: bool,
+    pub(super) may_loop: bool,
     /// See [`ahead`]: which version of the block is being emitted, where the first instruction of it and the check are, and
     /// jumps to the check.
     pub(super) body: Body,
@@ -517,6 +517,13 @@ impl Translator<'_> {
                 let bytes = self.bytes;
                 self.asm.put(&bytes[insn.at..insn.at + usize::from(insn.op.len)]);
             }
+            How::CopyWithCount => {
+                let bytes = self.bytes;
+                self.asm.mov(RCX, R12);
+                self.asm.put(&bytes[insn.at..insn.at + usize::from(insn.op.len)]);
+                self.asm.mov(R12, RCX);
+            }
+            How::Swap => self.swap(insn),
             How::Lea => self.lea(insn),
             How::MovImmediate => self.mov_immediate(insn),
             How::Bswap => self.bswap(insn),

@@ -4,6 +4,7 @@ use iced_x86::{Code, Instruction, Mnemonic, OpCodeOperandKind as Kind, OpCodeTab
 
 use super::block::Request;
 use super::memory::addressable;
+use super::resident;
 use crate::decode::{Ea, Flow, Op};
 
 /// How an instruction is emitted.
@@ -21,6 +22,10 @@ pub(super) enum How {
     Nothing,
     /// Byte for byte.
     Copy,
+    /// The same around a copy of guest RCX in host RCX.
+    CopyWithCount,
+    /// XCHG of two registers by the opcodes 91 to 97.
+    Swap,
     Lea,
     MovImmediate,
     Bswap,
@@ -68,6 +73,7 @@ pub(super) fn classify(i: &Instruction, op: &Op, flow: Flow, next: u32, request:
         {
             How::Interpret
         }
+        How::Swap if resident(op.r1).is_none() || resident(op.r2).is_none() => How::Interpret,
         How::MovOffset if !super::memory::fits(op, next, legacy) => How::Interpret,
         How::String if !super::string::addressable(op, legacy) => How::Interpret,
         How::BitString if if legacy { op.ea != Ea::Flat } else { op.asize != 8 } => How::Interpret,
@@ -144,11 +150,16 @@ fn native_form(i: &Instruction, vectors: u8, legacy: bool) -> How {
     }
 }
 
-/// Registers AH, CH, DH, BH cannot be named together with a REX prefix: such instructions run natively as they are, or not at all.
+/// Whether it is AH, CH, DH or BH.
+pub(super) fn is_high(r: Register) -> bool {
+    matches!(r, Register::AH | Register::CH | Register::DH | Register::BH)
+}
+
+/// Registers AH, CH, DH, BH cannot be named together with a REX prefix: such instructions run natively as they are, or not at
+/// all. With a memory operand they are rewritten, if its address can be brought into RCX.
 fn high_or(i: &Instruction, how: How) -> How {
-    let high = |r: Register| matches!(r, Register::AH | Register::CH | Register::DH | Register::BH);
     let registers = (0..i.op_count()).filter(|&n| i.op_kind(n) == OpKind::Register).map(|n| i.op_register(n));
-    if !registers.clone().any(high) {
+    if !registers.clone().any(is_high) {
         return how;
     }
     let in_place = |r: Register| {
@@ -156,7 +167,13 @@ fn high_or(i: &Instruction, how: How) -> How {
         matches!(r.full_register(), R::RAX | R::RDX | R::RBX)
             || matches!(r, R::EBP | R::ESI | R::EDI | R::RBP | R::RSI | R::RDI)
     };
-    if uses_memory(i) || !registers.clone().all(in_place) { How::Interpret } else { How::Copy }
+    let count = |r: Register| r.full_register() == Register::RCX;
+    match (uses_memory(i), registers.clone().all(in_place)) {
+        (false, true) => How::Copy,
+        (true, true) if how == How::Rewrite => How::Rewrite,
+        (false, false) if registers.clone().all(|r| in_place(r) || count(r)) => How::CopyWithCount,
+        _ => How::Interpret,
+    }
 }
 
 fn is_opcode_register(kind: Kind) -> bool {
@@ -188,7 +205,7 @@ fn plain_form(i: &Instruction) -> How {
         return How::MovOffset;
     }
     if kinds.clone().any(is_opcode_register) {
-        return How::Interpret;
+        return if i.mnemonic() == Mnemonic::Xchg { How::Swap } else { How::Interpret };
     }
     if !has_modrm {
         let accumulator = i.op0_kind() == OpKind::Register && i.op0_register().full_register() == Register::RAX;

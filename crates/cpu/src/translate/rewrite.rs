@@ -5,7 +5,7 @@ use iced_x86::{InstructionInfoOptions, Mnemonic, OpAccess, OpCodeOperandKind as 
 
 use super::asm::{Mem, reg::*};
 use super::block::{Insn, Translator};
-use super::classify::uses_memory;
+use super::classify::{is_high, uses_memory};
 use super::{resident, spilled};
 
 /// The pieces of an encoded instruction.
@@ -122,12 +122,19 @@ impl Translator<'_> {
         let i = &insn.instruction;
         let counts_in_cl = (0..i.op_count()).any(|n| i.op_code().op_kind(n) == Kind::cl);
         let memory = uses_memory(i);
+        let high = (0..i.op_count()).any(|n| i.op_kind(n) == OpKind::Register && is_high(i.op_register(n)));
         let mut place = Mem::base(R15, 0);
         let mut busy: Vec<u8> = Vec::with_capacity(4);
         if memory {
             let operand = (0..i.op_count()).find(|&n| i.op_kind(n) == OpKind::Memory).unwrap_or(0);
             let write = writes(self.access_of(insn, operand));
             place = self.access(insn, i.memory_size().size() as u32, write, 1);
+            if high {
+                // An address that takes no REX prefix.
+                self.release(RCX);
+                self.asm.lea(true, RCX, &place);
+                place = Mem::base(RCX, 0);
+            }
             busy.extend(place.base);
         }
         if counts_in_cl {
@@ -182,7 +189,7 @@ impl Translator<'_> {
             let guest = number(i.op_register(n));
             found.iter().find(|(other, _)| *other == guest).map_or(0, |(_, host)| *host)
         };
-        let reg = fields.reg.map_or(encoding.modrm >> 3 & 7, map);
+        let reg = fields.reg.filter(|_| !high).map_or(encoding.modrm >> 3 & 7, map);
         let vvvv = fields.vvvv.map(map);
         let rm = match fields.rm {
             Some(n) if !memory && in_memory.is_none() => Rm::Register(map(n)),
@@ -298,6 +305,16 @@ impl Translator<'_> {
         }
         let opcode = if store { 0x88 } else { 0x8a } | u8::from(size != 1);
         self.asm.op_mem(size == 8, &[opcode], RAX, &Self::operand());
+    }
+
+    /// XCHG of two registers that have host registers.
+    pub(super) fn swap(&mut self, insn: &Insn) {
+        let size = insn.instruction.op0_register().size();
+        let (a, b) = (resident(insn.op.r1).unwrap_or(R15), resident(insn.op.r2).unwrap_or(R15));
+        if size == 2 {
+            self.asm.u8(0x66);
+        }
+        self.asm.op_reg(size == 8, &[0x87], a, b);
     }
 
     /// BSWAP.

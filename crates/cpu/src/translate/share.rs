@@ -284,6 +284,8 @@ pub(super) fn stays(how: How) -> bool {
             | How::Leave
             | How::Nothing
             | How::Copy
+            | How::CopyWithCount
+            | How::Swap
             | How::Lea
             | How::MovImmediate
             | How::Bswap
@@ -296,7 +298,8 @@ pub(super) fn stays(how: How) -> bool {
 /// Whether an instruction runs without any access and cannot leave its block.
 pub(super) fn touches_registers_only(insn: &Insn) -> bool {
     match insn.how {
-        How::Nothing | How::Copy | How::Lea | How::MovImmediate | How::Bswap | How::Short => true,
+        How::Nothing | How::Copy | How::CopyWithCount | How::Swap => true,
+        How::Lea | How::MovImmediate | How::Bswap | How::Short => true,
         How::Rewrite => !uses_memory(&insn.instruction),
         _ => false,
     }
@@ -489,7 +492,8 @@ fn keeps(insn: &Insn, member: bool) -> bool {
         .filter(|&n| resident(number(i.op_register(n))).is_none())
         .count();
     match insn.how {
-        How::Nothing | How::Copy | How::MovImmediate | How::Bswap | How::Short => true,
+        How::Nothing | How::Copy | How::CopyWithCount | How::Swap => true,
+        How::MovImmediate | How::Bswap | How::Short => true,
         How::Lea => !takes_r14(&insn.op),
         How::Rewrite | How::Vector => spilled == 0 && memory == member,
         How::Push | How::Pop | How::Leave => member,

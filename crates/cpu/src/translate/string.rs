@@ -1,10 +1,11 @@
-//! MOVS and STOS, repeated inside one page on each side, and single MOVS, STOS and LODS: forward, without a segment
-//! override, with addresses of the mode's own width. The rest is the interpreter's: it works page by page, too, and looks at events between
-//! pages; and such a long operation does not notice the way there.
+//! MOVS and STOS, repeated inside one page on each side, CMPS and SCAS of bytes, repeated page by page, and single MOVS, STOS,
+//! LODS, CMPS and SCAS: forward, without a segment override, with addresses of the mode's own width. The rest is the
+//! interpreter's: it works page by page, too, and looks at events between pages; and such a long operation does not notice the
+//! way there.
 
 use iced_x86::{Instruction, Mnemonic};
 
-use super::asm::{Mem, reg::*};
+use super::asm::{Mem, cond, reg::*};
 use super::block::{Insn, Translator};
 use super::classify::How;
 use crate::decode::{Ea, Op};
@@ -14,7 +15,7 @@ use crate::state::NULL_SEG;
 /// Whether the string instruction runs here, as far as its form tells.
 pub(super) fn form(i: &Instruction) -> How {
     match kind(i.mnemonic()) {
-        Some((Kind::Lods, _)) if repeats(i) => How::Interpret,
+        Some((Kind::Lods, _) | (Kind::Cmps | Kind::Scas, 1..)) if repeats(i) => How::Interpret,
         Some(_) => How::String,
         None => How::Interpret,
     }
@@ -34,6 +35,8 @@ enum Kind {
     Movs,
     Stos,
     Lods,
+    Cmps,
+    Scas,
 }
 
 /// The operation, and the binary logarithm of its element's size.
@@ -52,6 +55,14 @@ fn kind(mnemonic: Mnemonic) -> Option<(Kind, u8)> {
         N::Lodsw => (Kind::Lods, 1),
         N::Lodsd => (Kind::Lods, 2),
         N::Lodsq => (Kind::Lods, 3),
+        N::Cmpsb => (Kind::Cmps, 0),
+        N::Cmpsw => (Kind::Cmps, 1),
+        N::Cmpsd => (Kind::Cmps, 2),
+        N::Cmpsq => (Kind::Cmps, 3),
+        N::Scasb => (Kind::Scas, 0),
+        N::Scasw => (Kind::Scas, 1),
+        N::Scasd => (Kind::Scas, 2),
+        N::Scasq => (Kind::Scas, 3),
         _ => return None,
     })
 }
@@ -61,7 +72,7 @@ fn repeats(i: &Instruction) -> bool {
 }
 
 impl Translator<'_> {
-    /// Emits MOVS, STOS or LODS.
+    /// Emits a string instruction.
     pub(super) fn string(&mut self, insn: &Insn) {
         let Some((kind, shift)) = kind(insn.instruction.mnemonic()) else { return };
         let repeated = repeats(&insn.instruction);
@@ -78,7 +89,9 @@ impl Translator<'_> {
         match (kind, repeated) {
             (Kind::Movs, true) => self.copy(insn, shift),
             (Kind::Stos, true) => self.fill(insn, shift),
-            (_, true) => {}
+            (Kind::Cmps | Kind::Scas, true) => self.search(insn, kind),
+            (Kind::Lods, true) => {}
+            (Kind::Cmps | Kind::Scas, false) => self.compare_element(insn, kind, shift),
             (_, false) => self.element(insn, kind, shift),
         }
         if let Some(skip) = nothing_to_do {
@@ -193,5 +206,102 @@ impl Translator<'_> {
         }
         self.asm.u8(opcode | u8::from(shift != 0));
         self.asm.mov_imm(R12, 0);
+    }
+
+    /// One element of CMPS or SCAS.
+    fn compare_element(&mut self, insn: &Insn, kind: Kind, shift: u8) {
+        let size = 1 << shift;
+        let mut register = RAX;
+        if kind == Kind::Cmps {
+            self.asm.mov(R15, RSI);
+            self.check(insn, size, false);
+            self.element_move(shift, false, RCX);
+            self.asm.store(&Mem::context(at!(scratch)), RCX);
+            register = RCX;
+        }
+        self.asm.mov(R15, RDI);
+        self.check(insn, size, false);
+        if kind == Kind::Cmps {
+            self.asm.load(RCX, &Mem::context(at!(scratch)));
+        }
+        if shift == 1 {
+            self.asm.u8(0x66);
+        }
+        // CMP r, m
+        self.asm.op_mem(shift == 3, &[0x3a | u8::from(shift != 0)], register, &Self::operand());
+        self.add_word(RDI, RDI, size as i32);
+        if kind == Kind::Cmps {
+            self.add_word(RSI, RSI, size as i32);
+        }
+    }
+
+    /// Repeated CMPSB or SCASB up to the end of a page; then the instruction begins anew. The count is not 0, and the first
+    /// bytes are known to be there before the flags change, which they do from then on.
+    fn search(&mut self, insn: &Insn, kind: Kind) {
+        let compares = kind == Kind::Cmps;
+        if compares {
+            self.asm.mov(R15, RSI);
+            self.check(insn, 1, false);
+            self.asm.lea(true, R15, &Self::operand());
+            self.asm.store(&Mem::context(at!(scratch)), R15);
+        }
+        self.asm.mov(R15, RDI);
+        self.check(insn, 1, false);
+        self.asm.lea(true, R15, &Self::operand());
+        // The number of bytes to R14: up to the end of the page of either side, and no more than the count.
+        self.room(R14, RDI);
+        if compares {
+            self.room(RCX, RSI);
+            self.at_most(R14, RCX);
+            self.asm.store(&Mem::context(at!(scratch2)), RSI);
+            self.asm.load(RSI, &Mem::context(at!(scratch)));
+        }
+        self.at_most(R14, R12);
+        self.asm.store(&Mem::context(at!(scratch)), RDI);
+        self.asm.mov(RCX, R14);
+        self.asm.mov(RDI, R15);
+        let all_equal = insn.instruction.has_rep_prefix();
+        self.asm.put(&[if all_equal { 0xf3 } else { 0xf2 }, if compares { 0xa6 } else { 0xae }]);
+        // What was done: R14 minus RCX, without touching the flags, which are the guest's now.
+        self.not(RCX);
+        self.asm.lea(true, R14, &Mem::indexed(R14, RCX, 0, 1));
+        for (r, field) in [(RDI, at!(scratch)), (RSI, at!(scratch2))].into_iter().take(1 + usize::from(compares)) {
+            self.asm.load(r, &Mem::context(field));
+            self.asm.lea(!self.legacy, r, &Mem::indexed(r, R14, 0, 0));
+        }
+        self.not(R14);
+        self.asm.lea(!self.legacy, R12, &Mem::indexed(R12, R14, 0, 1));
+        let found = self.asm.jcc_forward(if all_equal { cond::NZ } else { cond::Z });
+        self.asm.mov(RCX, R12);
+        let over = self.asm.jrcxz();
+        let more = self.asm.jmp_forward();
+        if self.may_loop {
+            self.exit_later(more, i64::from(insn.start));
+        } else {
+            self.slow_path(insn, more, false);
+        }
+        self.asm.bind(over);
+        self.asm.bind(found);
+    }
+
+    /// Bytes from the address in one register to the end of its page. Changes the flags.
+    fn room(&mut self, to: u8, address: u8) {
+        self.asm.mov(to, address);
+        // OR to, -4096; NEG to
+        self.asm.op_reg(true, &[0x81], 1, to);
+        self.asm.u32(-4096i32 as u32);
+        self.asm.op_reg(true, &[0xf7], 3, to);
+    }
+
+    /// Makes one register the lower of two, unsigned. Changes the flags.
+    fn at_most(&mut self, to: u8, other: u8) {
+        // CMP other, to; CMOVB to, other
+        self.asm.op_reg(true, &[0x39], to, other);
+        self.asm.op_reg(true, &[0x0f, 0x42], to, other);
+    }
+
+    /// NOT leaves the flags alone.
+    fn not(&mut self, r: u8) {
+        self.asm.op_reg(true, &[0xf7], 2, r);
     }
 }

@@ -12,6 +12,7 @@ use super::classify::How;
 use super::{resident, spilled};
 use crate::Vcpu;
 use crate::decode::Flow;
+use crate::interp::data::SPINNING;
 use crate::jit::calls::FastCalls;
 use crate::jit::context::{Context, at};
 use crate::mmu::tlb::{AccessMode, Tlb};
@@ -30,6 +31,7 @@ const KERNEL_GS: i32 = (offset_of!(Vcpu, msrs) + offset_of!(Msrs, kernel_gs_base
 const TSC_AUX: i32 = (offset_of!(Vcpu, msrs) + offset_of!(Msrs, tsc_aux)) as i32;
 
 const TSC_OFFSET: i32 = (offset_of!(Vcpu, msrs) + offset_of!(Msrs, tsc_offset)) as i32;
+const PAUSES: i32 = offset_of!(Vcpu, pauses) as i32;
 const CR4: i32 = offset_of!(Vcpu, cr4) as i32;
 
 const USER: usize = AccessMode::User as usize;
@@ -58,7 +60,7 @@ pub(super) fn form(i: &Instruction, flow: Flow, request: &Request<'_>) -> Option
         N::Cli | N::Sti | N::Clac | N::Stac | N::Swapgs | N::Sysretq => kernel,
         // Two runs do not read the same.
         N::Rdtsc | N::Rdtscp => request.host_counter && !request.checking,
-        N::Pushfq | N::Popfq | N::Pushfd | N::Popfd | N::Rdpid | N::Cld => true,
+        N::Pushfq | N::Popfq | N::Pushfd | N::Popfd | N::Rdpid | N::Cld | N::Pause => true,
         N::Syscall => request.mode.is_64(),
         N::Rdfsbase | N::Rdgsbase | N::Wrfsbase | N::Wrgsbase => request.cr4 & cr4::FSGSBASE != 0,
         N::Mov if matches!(i.code(), Code::Mov_r64_cr | Code::Mov_r32_cr) => kernel && control_register(i).is_some(),
@@ -105,6 +107,7 @@ impl Translator<'_> {
                 self.asm.op_mem(true, &[0xc7], 0, &Mem::context(at!(backward)));
                 self.asm.u32(0);
             }
+            N::Pause => self.pause(insn),
             N::Sti => self.sti(insn),
             N::Stac | N::Clac => self.change_access(insn),
             N::Swapgs => self.swapgs(),
@@ -206,6 +209,19 @@ impl Translator<'_> {
         if insn.instruction.mnemonic() == Mnemonic::Rdtscp {
             self.asm.load32(R12, &Mem::base(R14, TSC_AUX));
         }
+    }
+
+    /// PAUSE; each so many times the interpreter offers the host CPU to others.
+    fn pause(&mut self, insn: &Insn) {
+        self.vcpu(R14);
+        // MOVZX ECX, byte [pauses]
+        self.asm.op_mem(false, &[0x0f, 0xb6], RCX, &Mem::base(R14, PAUSES));
+        self.asm.lea(false, RCX, &Mem::base(RCX, 1));
+        self.asm.op_mem(false, &[0x88], RCX, &Mem::base(R14, PAUSES));
+        self.asm.lea(true, RCX, &Mem::base(RCX, -i32::from(SPINNING)));
+        let spinning = self.asm.jrcxz_far();
+        self.slow_path(insn, spinning, false);
+        self.asm.put(&[0xf3, 0x90]);
     }
 
     /// AND (4) or OR (1) of RFLAGS' system bits. Uses R14.

@@ -301,6 +301,111 @@ fn string_operations() {
 }
 
 #[test]
+fn strings_are_compared_and_searched() {
+    let interpreted = same(|| machine(false), &|a| {
+        let mut again = a.create_label();
+        // Two texts of zeros that differ far behind the end of a page.
+        a.mov(rdi, DATA + 0x200)?;
+        a.mov(ecx, 0x2800)?;
+        a.xor(eax, eax)?;
+        a.rep().stosb()?;
+        a.mov(byte_ptr(DATA + 0x1234), 1)?;
+        a.mov(ebp, 300)?;
+        a.set_label(&mut again)?;
+        // STRLEN, and the end of the count.
+        for (count, start) in [(-1, 0x204), (0x1100, 0x234), (0x200, 0x900), (1, 0x1233), (1, 0x1234), (0, 0x1234)] {
+            a.mov(rcx, i64::from(count) as u64)?;
+            a.mov(rdi, DATA + start)?;
+            a.cmp(ebp, 20)?;
+            a.repe().scasb()?;
+            a.adc(r8, rcx)?;
+            a.setz(r9b)?;
+            a.add(r8, rdi)?;
+            a.rol(r8, 3)?;
+            a.add(r8, r9)?;
+        }
+        a.mov(eax, 1)?;
+        a.mov(ecx, 0x1800)?;
+        a.lea(rdi, qword_ptr(rbp + (DATA as i32 + 0x300)))?;
+        a.repne().scasb()?;
+        a.adc(r8, rcx)?;
+        // Pages end at different counts on both sides.
+        a.mov(ecx, 0x1300)?;
+        a.lea(rdi, qword_ptr(rbp + (DATA as i32 + 0x300)))?;
+        a.mov(rsi, DATA + 0x1235)?;
+        a.repe().cmpsb()?;
+        a.adc(r8, rcx)?;
+        a.sub(r8, rsi)?;
+        a.xor(r8, rdi)?;
+        a.mov(ecx, 40)?;
+        a.repne().cmpsb()?;
+        a.adc(r8, rcx)?;
+        a.scasb()?;
+        a.adc(r8, 3)?;
+        a.scasw()?;
+        a.adc(r8, 5)?;
+        a.scasd()?;
+        a.scasq()?;
+        a.adc(r8, rdi)?;
+        a.mov(rsi, DATA + 0x20)?;
+        a.cmpsb()?;
+        a.adc(r8, 7)?;
+        a.cmpsw()?;
+        a.adc(r8, 9)?;
+        a.cmpsd()?;
+        a.adc(r8, rsi)?;
+        a.cmpsq()?;
+        a.adc(r8, rdi)?;
+        a.pause()?;
+        a.dec(ebp)?;
+        a.jnz(again)?;
+        // Backward, and a fault in the page behind.
+        a.std()?;
+        a.mov(ecx, 0x400)?;
+        a.mov(rdi, DATA + 0x1400)?;
+        a.repne().scasb()?;
+        a.cld()?;
+        a.hlt()
+    });
+    assert!(interpreted < 60, "they stay in emitted code: {interpreted}");
+}
+
+#[test]
+fn high_bytes_and_exchanged_registers() {
+    let interpreted = same(|| machine(false), &|a| {
+        let mut again = a.create_label();
+        a.mov(ebp, 3000)?;
+        a.mov(rsi, DATA + 0x40)?;
+        a.mov(r12, 8u64)?;
+        a.set_label(&mut again)?;
+        a.lea(r12, qword_ptr(r12 + 1))?;
+        a.mov(ah, byte_ptr(rsi + rbp))?;
+        a.xor(byte_ptr(rsi), ah)?;
+        a.adc(bh, byte_ptr(rsi + 9))?;
+        a.mov(byte_ptr(rsi + rbp * 2 + 64), bh)?;
+        a.lock().xadd(byte_ptr(DATA + 0x30), dh)?;
+        a.adc(r8, 0)?;
+        a.mov(ch, ah)?;
+        a.mov(cl, bh)?;
+        a.add(dh, ch)?;
+        a.adc(ch, 77)?;
+        a.cmp(ch, dl)?;
+        a.adc(r8, rcx)?;
+        a.movzx(edi, ch)?;
+        a.xchg(edi, eax)?;
+        a.xchg(r9, rax)?;
+        a.xchg(ax, dx)?;
+        a.xchg(rcx, rax)?;
+        a.xchg(r11d, eax)?;
+        a.and(r12, 63)?;
+        a.dec(ebp)?;
+        a.jnz(again)?;
+        a.hlt()
+    });
+    assert!(interpreted < 40, "they stay in emitted code: {interpreted}");
+}
+
+#[test]
 fn bit_strings_and_wide_exchanges() {
     let interpreted = same(|| machine(false), &|a| {
         let mut again = a.create_label();
