@@ -26,7 +26,7 @@ pub(crate) mod table;
 mod tests;
 pub(crate) mod trampoline;
 
-use iced_x86::Mnemonic;
+use iced_x86::Code;
 
 use crate::Step;
 use crate::translate::{Site, SiteKind};
@@ -81,8 +81,8 @@ struct Fallbacks(Vec<u64>);
 
 impl Fallbacks {
     #[inline]
-    fn count(&mut self, mnemonic: Mnemonic) {
-        let index = mnemonic as usize;
+    fn count(&mut self, code: Code) {
+        let index = code as usize;
         if index >= self.0.len() {
             self.0.resize(index + 1, 0);
         }
@@ -91,10 +91,10 @@ impl Fallbacks {
 
     /// Names and counts, most frequent first.
     fn list(&self) -> Vec<(String, u64)> {
-        let mut list: Vec<_> = Mnemonic::values()
+        let mut list: Vec<_> = Code::values()
             .zip(&self.0)
             .filter(|(_, count)| **count != 0)
-            .map(|(mnemonic, count)| (format!("{mnemonic:?}").to_lowercase(), *count))
+            .map(|(code, count)| (format!("{code:?}").to_lowercase(), *count))
             .collect();
         list.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
         list

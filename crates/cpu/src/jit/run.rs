@@ -484,7 +484,7 @@ impl Vcpu {
     }
 
     fn serve_op(&mut self, site: Site) -> *const u8 {
-        let SiteKind::Op { op, start, resume, ends, memory, vectors, mnemonic } = site.kind else {
+        let SiteKind::Op { op, start, resume, ends, memory, vectors, code } = site.kind else {
             return self.leave_with(Ok(()));
         };
         self.load_flags();
@@ -495,7 +495,7 @@ impl Vcpu {
                 jit.counters.misses += 1;
             } else {
                 jit.counters.interpreted += 1;
-                jit.fallbacks.count(mnemonic);
+                jit.fallbacks.count(code);
             }
         }
         self.block_end = usize::MAX;
@@ -508,7 +508,7 @@ impl Vcpu {
             return self.leave_with(result);
         }
         if ends {
-            self.prepare_calls(mnemonic);
+            self.prepare_calls(code.mnemonic());
             return self.next_code();
         }
         let Some(jit) = self.jit.as_ref() else { return std::ptr::null() };

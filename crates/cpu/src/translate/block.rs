@@ -570,8 +570,8 @@ impl Translator<'_> {
 
     fn op_site(&self, insn: &Insn, memory: bool, resume: u32) -> SiteKind {
         let vectors = self.vectors_ready && self.current < self.last_vector;
-        let mnemonic = insn.instruction.mnemonic();
-        SiteKind::Op { op: insn.op, start: insn.start, resume, ends: insn.ends, memory, vectors, mnemonic }
+        let code = insn.instruction.code();
+        SiteKind::Op { op: insn.op, start: insn.start, resume, ends: insn.ends, memory, vectors, code }
     }
 
     fn site(&mut self, kind: SiteKind) {

@@ -84,7 +84,7 @@ pub(crate) enum SiteKind {
         /// What follows in the block takes the vector registers to be loaded, if they were.
         vectors: bool,
         /// What instruction it is, for statistics.
-        mnemonic: iced_x86::Mnemonic,
+        code: iced_x86::Code,
     },
     /// A direct branch inside the page.
     Link {
