@@ -94,6 +94,8 @@ impl Bench {
         for kind in Kind::ALL {
             let turn = round as usize % machines.len();
             for (column, program) in machines[turn..].iter().chain(&machines[..turn]) {
+                // What the run before wrote must not be written to storage during this one.
+                run(&mut Command::new("sync"))?;
                 let server = (kind == Kind::Nbd).then(|| self.serve()).transpose()?;
                 let mut command = self.command(*column, program, kind);
                 let outcome = watch::run(&mut command, u64::from(self.memory) << 20)?;

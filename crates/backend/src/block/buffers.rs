@@ -78,15 +78,14 @@ impl HostBuffers {
     }
 
     /// A copy of the contents.
-    pub(super) fn to_vec(&self) -> Result<Vec<u8>, MemoryError> {
-        let mut bytes = vec![0; self.len as usize];
-        let mut rest = bytes.as_mut_slice();
+    pub(super) fn copy_to(&self, mut bytes: &mut [u8]) -> Result<(), MemoryError> {
         for range in &self.ranges {
-            let (here, after) = rest.split_at_mut(range.size as usize);
+            let len = bytes.len().min(range.size as usize);
+            let (here, rest) = std::mem::take(&mut bytes).split_at_mut(len);
             self.memory.read(range.start.0, here)?;
-            rest = after;
+            bytes = rest;
         }
-        Ok(bytes)
+        Ok(())
     }
 
     /// The pieces as slices, for libraries that hand them to the kernel.
@@ -276,8 +275,13 @@ mod tests {
         memory.write(0, &(0..=255).collect::<Vec<u8>>()).unwrap();
         let ranges = vec![GuestRange::new(0x10, 4), GuestRange::new(0x20, 0), GuestRange::new(0x40, 8)];
         let buffers = HostBuffers::new(&memory, ranges).unwrap();
-        assert_eq!(buffers.to_vec().unwrap(), [16, 17, 18, 19, 64, 65, 66, 67, 68, 69, 70, 71]);
-        let part = |start, len| buffers.part(start, len).unwrap().to_vec().unwrap();
+        let bytes = |buffers: &HostBuffers| {
+            let mut bytes = vec![0; buffers.len() as usize];
+            buffers.copy_to(&mut bytes).unwrap();
+            bytes
+        };
+        assert_eq!(bytes(&buffers), [16, 17, 18, 19, 64, 65, 66, 67, 68, 69, 70, 71]);
+        let part = |start, len| bytes(&buffers.part(start, len).unwrap());
         assert_eq!(part(2, 5), [18, 19, 64, 65, 66]);
         assert_eq!(part(4, 2), [64, 65]);
         assert_eq!(part(11, 9), [71]);

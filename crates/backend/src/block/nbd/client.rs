@@ -23,6 +23,8 @@ const MAX_BYTES: usize = 16 << 20;
 /// Requests sent with one system call, and the bytes of data after which no more are added.
 const MAX_TOGETHER: usize = 32;
 const MAX_TOGETHER_BYTES: usize = 256 << 10;
+/// Bytes from which on a request is large for the server: its C library gives such memory back to the host.
+const LARGE: usize = 128 << 10;
 /// Bytes of replies that are received with one system call.
 const REPLIES: usize = 64 << 10;
 
@@ -70,6 +72,8 @@ struct State {
     sent_bytes: usize,
     next_handle: u64,
     connection: Option<Arc<Stream>>,
+    /// A large request was sent on this connection.
+    large_sent: bool,
     /// The server has been away for too long: requests fail at once.
     given_up: bool,
     journal: Journal,
@@ -279,6 +283,10 @@ impl Client {
 
     /// The next part that may be sent now; it counts as sent.
     fn next(&self, state: &mut State) -> Option<Outgoing> {
+        let large = data_bytes(&state.waiting.front()?.header) >= LARGE;
+        if large && self.export.first_read > 0 && !std::mem::replace(&mut state.large_sent, true) {
+            state.waiting.push_front(Part::first_read(self.export.first_read));
+        }
         let header = state.waiting.front()?.header;
         let changes = matches!(header.kind, Kind::Write | Kind::WriteZeroes | Kind::Trim);
         let bytes = data_bytes(&header);
@@ -287,11 +295,7 @@ impl Client {
             return None;
         }
         let mut part = state.waiting.pop_front()?;
-        let payload = match part.payload() {
-            Ok(payload) => payload,
-            // The buffers were checked to be in RAM, so this does not happen.
-            Err(_) => Arc::new(vec![0; header.len as usize]),
-        };
+        let payload = part.payload(&mut state.journal);
         part.mark = state.journal.mark();
         let handle = state.next_handle;
         state.next_handle += 1;
@@ -311,7 +315,7 @@ impl Client {
             for part in std::mem::take(&mut state.sent).into_values().rev() {
                 state.waiting.push_front(part);
             }
-            state.sent_bytes = 0;
+            (state.sent_bytes, state.large_sent) = (0, false);
             let stop = state.stop;
             self.tell(state);
             if stop {
@@ -342,8 +346,9 @@ impl Client {
 
     fn receive_one(&self, stream: &Stream, replies: &mut BufReader<&Stream>, batch: &mut Batch) -> io::Result<()> {
         let (handle, verdict) = wire::receive(&mut *replies)?;
-        let buffers = match self.state().sent.get(&handle) {
-            Some(part) => part.buffers.clone().filter(|_| part.header.kind == Kind::Read),
+        let data = match self.state().sent.get(&handle) {
+            Some(part) if part.header.kind == Kind::Read => Some((part.buffers.clone(), u64::from(part.header.len))),
+            Some(_) => None,
             None => return Err(io::Error::new(io::ErrorKind::InvalidData, "a reply to no request")),
         };
         if let Err(why) = &verdict
@@ -351,9 +356,13 @@ impl Client {
         {
             return Err(io::Error::new(io::ErrorKind::ConnectionAborted, "the server is shutting down"));
         }
-        if let (Some(buffers), Ok(())) = (buffers, &verdict) {
-            let taken = buffers.receive_from(replies.buffer(), stream.as_fd())?;
-            replies.consume(taken);
+        match (data, &verdict) {
+            (Some((Some(buffers), _)), Ok(())) => {
+                let taken = buffers.receive_from(replies.buffer(), stream.as_fd())?;
+                replies.consume(taken);
+            }
+            (Some((None, len)), Ok(())) => forget(replies, len)?,
+            _ => {}
         }
         let mut state = self.state();
         let Some(part) = state.sent.remove(&handle) else { return Ok(()) };
@@ -415,7 +424,7 @@ impl Client {
     fn end_all(&self, parts: VecDeque<Part>, how: &dyn Fn() -> End) {
         let mut batch = Batch::default();
         for part in parts {
-            if part.group.is_none() {
+            if part.group.is_none() && part.header.kind == Kind::Flush {
                 self.state().flushing = false;
             }
             self.end(part, how(), &mut batch);
@@ -480,6 +489,19 @@ impl Client {
         self.disk.set_size(export.size - export.size % u64::from(self.disk.logical()));
         Ok(stream)
     }
+}
+
+/// Reads `len` bytes that nobody wants.
+fn forget(replies: &mut BufReader<&Stream>, mut len: u64) -> io::Result<()> {
+    while len > 0 {
+        let here = replies.fill_buf()?.len().min(usize::try_from(len).unwrap_or(usize::MAX));
+        if here == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        replies.consume(here);
+        len -= here as u64;
+    }
+    Ok(())
 }
 
 /// Bytes of data that a request moves.

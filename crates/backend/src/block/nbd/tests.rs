@@ -40,6 +40,8 @@ struct Store {
     unanswered: u64,
     flushes: u64,
     fua: u64,
+    /// Lengths of reads.
+    reads: Vec<u64>,
 }
 
 struct Server {
@@ -140,8 +142,10 @@ fn serve(mut stream: UnixStream, store: &Mutex<Store>, behaviour: Behaviour) -> 
                 _ => panic!("request {kind} with a length"),
             }
         }
-        if kind == 3 {
-            store.flushes += 1;
+        match kind {
+            0 => store.reads.push(len),
+            3 => store.flushes += 1,
+            _ => {}
         }
         let fua = field(4, 2) & 1 != 0;
         store.fua += u64::from(fua);
@@ -231,6 +235,26 @@ fn a_server_that_can_little() {
     assert!(b.disk.geometry().read_only);
     assert!(matches!(b.write(0, 512, 1, false), Err(IoError::ReadOnly)));
     b.run(Operation::Flush).unwrap();
+}
+
+#[test]
+fn one_long_read_comes_before_the_first_large_request_of_a_connection() {
+    let server = Server::start(Behaviour { flags: PLAIN, die_at: Some(6), ..Behaviour::default() });
+    let b = Bench::open(&server.options()).unwrap();
+    let reads = || std::mem::take(&mut server.store.lock().unwrap().reads);
+    assert!(all(&b.read(0, 4096), 0));
+    assert_eq!(reads(), [4096]);
+    b.write(1 << 20, 1 << 20, 0x11, false).unwrap();
+    assert_eq!(reads(), [4 << 20]);
+    assert!(all(&b.read(1 << 20, 1 << 20), 0x11) && all(&b.read(1 << 20, 512), 0x11));
+    assert_eq!(reads(), [1 << 20, 512]);
+    b.write(2 << 20, 1 << 20, 0x22, false).unwrap();
+    // The server dies; the journal is written first, which needs no such read.
+    b.write(3 << 20, 1 << 20, 0x33, false).unwrap();
+    assert_eq!((reads(), server.store.lock().unwrap().connections), (vec![4 << 20], 2));
+    for (n, value) in [(1, 0x11), (2, 0x22), (3, 0x33)] {
+        assert!(all(&b.read(n << 20, 1 << 20), value), "{n} MB");
+    }
 }
 
 #[test]

@@ -32,6 +32,10 @@ const MAX_OPTION_REPLY: u32 = 64 << 10;
 
 /// Bytes of data in a request where the server sets no limit, and never more than that.
 const MAX_PAYLOAD: u32 = 2 << 20;
+/// Bytes of the first read at most: twice that. Every server takes so much if it does not say otherwise.
+const FIRST_READ: u32 = 2 * MAX_PAYLOAD;
+/// Bytes to be had on their way to a server of this host. The host's limit, which is smaller in most cases, holds.
+const SEND_BUFFER: usize = 1 << 20;
 
 /// Time for the server to answer during negotiation.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -79,6 +83,8 @@ pub(super) struct Export {
     pub(super) min_block: u32,
     pub(super) preferred_block: u32,
     pub(super) max_payload: u32,
+    /// Bytes of the one read that [`Part::first_read`](super::parts::Part::first_read) describes.
+    pub(super) first_read: u32,
 }
 
 impl Export {
@@ -98,7 +104,11 @@ impl Stream {
     /// Connects.
     pub(super) fn connect(address: &NbdAddress) -> io::Result<Self> {
         match address {
-            NbdAddress::Unix(path) => UnixStream::connect(path).map(Self::Unix),
+            NbdAddress::Unix(path) => {
+                let stream = UnixStream::connect(path)?;
+                rustix::net::sockopt::set_socket_send_buffer_size(&stream, SEND_BUFFER)?;
+                Ok(Self::Unix(stream))
+            }
             NbdAddress::Tcp(host, port) => {
                 let mut last = io::Error::new(io::ErrorKind::NotFound, format!("{host} has no address"));
                 for address in (host.as_str(), *port).to_socket_addrs()? {
@@ -241,7 +251,7 @@ fn go(stream: &Stream, name: &str) -> io::Result<Option<Export>> {
     let infos = [1u16.to_be_bytes(), INFO_BLOCK_SIZE.to_be_bytes()].concat();
     send_option(stream, OPT_GO, &[&len.to_be_bytes()[..], name.as_bytes(), &infos].concat())?;
     let mut export: Option<(u64, u16)> = None;
-    let (mut min_block, mut preferred_block, mut max_payload) = (1, 4096, MAX_PAYLOAD);
+    let (mut min_block, mut preferred_block, mut max_payload) = (1, 4096, FIRST_READ);
     loop {
         if u64::from_be_bytes(array(stream)?) != OPTION_REPLY_MAGIC || u32::from_be_bytes(array(stream)?) != OPT_GO {
             return Err(bad("it answers out of turn"));
@@ -279,8 +289,9 @@ fn go(stream: &Stream, name: &str) -> io::Result<Option<Export>> {
     if !sane {
         return Err(bad(format!("it wants blocks of {min_block} bytes")));
     }
+    let first_read = first_read(size, min_block, max_payload);
     let max_payload = max_payload.clamp(min_block.max(4096), MAX_PAYLOAD);
-    Ok(Some(Export { size, flags, min_block, preferred_block, max_payload }))
+    Ok(Some(Export { size, flags, min_block, preferred_block, max_payload, first_read }))
 }
 
 /// NBD_OPT_EXPORT_NAME, for servers that know nothing newer.
@@ -291,7 +302,15 @@ fn export_name(stream: &Stream, name: &str, no_zeroes: bool) -> io::Result<Expor
     if !no_zeroes {
         array::<124>(stream)?;
     }
-    Ok(Export { size, flags, min_block: 1, preferred_block: 4096, max_payload: MAX_PAYLOAD })
+    let first_read = first_read(size, 1, FIRST_READ);
+    Ok(Export { size, flags, min_block: 1, preferred_block: 4096, max_payload: MAX_PAYLOAD, first_read })
+}
+
+/// As large as the export and the server allow, in whole blocks.
+fn first_read(size: u64, min_block: u32, max_payload: u32) -> u32 {
+    // It is far below 4 GiB.
+    let len = size.min(u64::from(max_payload.min(FIRST_READ))) as u32;
+    len - len % min_block
 }
 
 /// A request to be sent: its handle, and its data if it is a write.
