@@ -10,7 +10,8 @@ use anyhow::{Result, bail};
 use crate::process::{cargo, run as run_to_end, say};
 
 /// The folders of the devices.
-const DEVICES: [&str; 9] = ["balloon", "blk", "console", "input", "net", "p9", "rnd", "scsi", "vsock"];
+const DEVICES: [&str; 11] =
+    ["balloon", "blk", "console", "fs", "input", "net", "net/vhost", "p9", "rnd", "scsi", "vsock"];
 
 /// What to run.
 #[derive(Debug, PartialEq)]
@@ -55,7 +56,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
         say(&format!("{device}: {} seconds", options.seconds));
         let mut command = cargo();
         command.args(["test", "--quiet", "--package", "devices", "--lib", "--", "--exact", "--nocapture"]);
-        command.arg(format!("virtio::{device}::tests::fuzz"));
+        command.arg(format!("virtio::{}::tests::fuzz", device.replace('/', "::")));
         command.env("BHYVE_FUZZ_SECONDS", options.seconds.to_string());
         if let Some(seed) = options.seed {
             command.env("BHYVE_FUZZ_SEED", seed.to_string());

@@ -69,7 +69,8 @@ impl TestBoard {
 
     /// A board with the devices of a configuration, ready to run.
     pub(crate) fn try_new(keys: &[(&str, &str)]) -> Result<Self, DeviceError> {
-        let board = Self::with_memory(keys.iter().any(|(_, value)| value.starts_with("vhost-user:")));
+        let others = |(key, value): &(&str, &str)| value.starts_with("vhost-user:") || key.ends_with(".socket");
+        let board = Self::with_memory(keys.iter().any(others));
         let mut config = Config::new(NoWarnings);
         for (key, value) in keys {
             config.set(key, *value).unwrap();

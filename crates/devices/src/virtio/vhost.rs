@@ -202,3 +202,6 @@ impl Shared {
         }
     }
 }
+
+#[cfg(test)]
+pub(crate) mod testing;

@@ -150,3 +150,6 @@ impl Persist for Fs {
         self.queues.reset();
     }
 }
+
+#[cfg(test)]
+mod tests;

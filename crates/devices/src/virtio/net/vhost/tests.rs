@@ -1,87 +1,23 @@
 //! The NIC with a switch that the test plays: it knows the protocol, and lets the packets lie.
 
-use std::io::{Read, Write};
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::sync::Mutex;
-
 use platform::AccessSize::Byte;
-use testkit::conformance::{self, Subject};
-use testkit::irq::PATIENCE;
+use testkit::conformance::Subject;
+use testkit::hostile::Hostile;
 use testkit::random::Random;
 use testkit::virtqueue::{Buffer, GuestQueue, VirtioGuest};
 
 use super::*;
 use crate::testboard::TestBoard;
+use crate::virtio::vhost::testing::{BackEnd, ENABLE, GET_BASE, wait_until};
 
 const RINGS: u64 = 0x10000;
 const COMMAND: u64 = 0x40000;
 
-const GET_FEATURES: u32 = 1;
-const GET_BASE: u32 = 11;
-const GET_PROTOCOL: u32 = 15;
-const QUEUE_NUM: u32 = 17;
-const ENABLE: u32 = 18;
-const NEED_REPLY: u32 = 8;
-
-type Requests = Arc<Mutex<Vec<(u32, [u32; 2])>>>;
-
-/// A switch; goes with the connection.
-struct Switch {
-    folder: tempfile::TempDir,
-    requests: Requests,
-    connection: Arc<Mutex<Option<UnixStream>>>,
-}
-
-impl Switch {
-    fn new() -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let listener = UnixListener::bind(folder.path().join("s")).unwrap();
-        let (requests, connection): (Requests, Arc<Mutex<Option<UnixStream>>>) = Default::default();
-        let (told, known) = (requests.clone(), connection.clone());
-        std::thread::spawn(move || {
-            let stream = listener.accept().unwrap().0;
-            *known.lock().unwrap() = Some(stream.try_clone().unwrap());
-            answer(stream, &told);
-        });
-        Self { folder, requests, connection }
-    }
-
-    fn board(&self, queues: &str) -> Result<TestBoard, DeviceError> {
-        let backend = format!("vhost-user:{}", self.folder.path().join("s").display());
-        let keys = [("device", "virtio-net"), ("backend", &backend), ("queues", queues), ("mac", "2:0:0:0:0:1")];
-        let keys = keys.map(|(key, value)| (format!("pci.0.5.0.{key}"), value));
-        TestBoard::try_new(&keys.each_ref().map(|(key, value)| (key.as_str(), *value)))
-    }
-
-    /// The requests of a kind so far, with the first two words of each.
-    fn asked(&self, kind: u32) -> Vec<[u32; 2]> {
-        let requests = self.requests.lock().unwrap();
-        requests.iter().filter(|request| request.0 == kind).map(|request| request.1).collect()
-    }
-}
-
-fn answer(mut stream: UnixStream, requests: &Requests) {
-    let mut header = [0u8; 12];
-    while stream.read_exact(&mut header).is_ok() {
-        let word = |bytes: &[u8], at: usize| {
-            bytes.get(at..at + 4).map_or(0, |word| u32::from_ne_bytes(word.try_into().unwrap()))
-        };
-        let (kind, flags) = (word(&header, 0), word(&header, 4));
-        let mut body = vec![0; word(&header, 8) as usize];
-        stream.read_exact(&mut body).unwrap();
-        requests.lock().unwrap().push((kind, [word(&body, 0), word(&body, 4)]));
-        let answer = match kind {
-            GET_FEATURES => !bit::GUEST_UFO,
-            GET_PROTOCOL => 9,
-            QUEUE_NUM => 2,
-            GET_BASE => u64::from(word(&body, 0)),
-            _ if flags & NEED_REPLY != 0 => 0,
-            _ => continue,
-        };
-        let header = [kind, 5, 8].map(u32::to_ne_bytes).concat();
-        // The NIC may be gone by now.
-        let _ = stream.write_all(&[&header[..], &answer.to_ne_bytes()].concat());
-    }
+fn board(switch: &BackEnd, queues: &str) -> Result<TestBoard, DeviceError> {
+    let backend = format!("vhost-user:{}", switch.path().display());
+    let keys = [("device", "virtio-net"), ("backend", &backend), ("queues", queues), ("mac", "2:0:0:0:0:1")];
+    let keys = keys.map(|(key, value)| (format!("pci.0.5.0.{key}"), value));
+    TestBoard::try_new(&keys.each_ref().map(|(key, value)| (key.as_str(), *value)))
 }
 
 /// A driver with two pairs of queues.
@@ -92,18 +28,10 @@ fn start(mut guest: VirtioGuest) -> (VirtioGuest, Vec<GuestQueue>) {
     (guest, queues)
 }
 
-fn wait_until(condition: impl Fn() -> bool) {
-    let start = std::time::Instant::now();
-    while !condition() {
-        assert!(start.elapsed() < PATIENCE, "it does not come true");
-        std::thread::yield_now();
-    }
-}
-
 #[test]
 fn the_switch_gets_the_queues_and_the_pairs_in_use() {
-    let switch = Switch::new();
-    let board = switch.board("2").unwrap();
+    let switch = BackEnd::start(!bit::GUEST_UFO);
+    let board = board(&switch, "2").unwrap();
     let guest = board.virtio(5, true);
     let offered = guest.offered();
     assert_eq!(
@@ -139,36 +67,36 @@ fn the_switch_gets_the_queues_and_the_pairs_in_use() {
     wait_until(|| switch.asked(ENABLE).len() == 10);
     assert_eq!(switch.asked(ENABLE)[6..], [[0, 1], [1, 1], [2, 0], [3, 0]]);
     // Without the switch there is no link.
-    switch.connection.lock().unwrap().take().unwrap().shutdown(std::net::Shutdown::Both).unwrap();
+    switch.hang_up();
     wait_until(|| guest.device_config(6, Byte, false) == 0);
 }
 
 #[test]
 fn a_switch_with_fewer_queues_is_told() {
-    let error = Switch::new().board("3").err().unwrap().line();
+    let error = board(&BackEnd::start(!bit::GUEST_UFO), "3").err().unwrap().line();
     assert!(error.contains("serves no more than 2 pairs"), "{error}");
 }
 
+fn work(subject: &Subject) {
+    subject.function().set_command(7);
+    let (guest, mut queues) = start(VirtioGuest::modern(subject.function(), subject.ram.clone()));
+    subject.ram.write(COMMAND, &[4, 0, 2, 0]).unwrap();
+    queues[4].push(&[Buffer::readable(COMMAND, 4), Buffer::writable(COMMAND + 8, 1)]);
+    guest.notify(0);
+    guest.notify(4);
+    queues[4].wait_used();
+}
+
 #[test]
-fn hostile_drivers_do_no_harm() {
-    let switch = Switch::new();
-    let subject = switch.board("2").unwrap().subject(5);
-    let mut random = Random::new(7);
-    let work = |subject: &Subject| {
-        subject.function().set_command(7);
-        let (guest, mut queues) = start(VirtioGuest::modern(subject.function(), subject.ram.clone()));
-        subject.ram.write(COMMAND, &[4, 0, 2, 0]).unwrap();
-        queues[4].push(&[Buffer::readable(COMMAND, 4), Buffer::writable(COMMAND + 8, 1)]);
-        guest.notify(0);
-        guest.notify(4);
-        queues[4].wait_used();
+fn fuzz() {
+    let make = || {
+        let switch = BackEnd::start(!bit::GUEST_UFO);
+        board(&switch, "2").unwrap().subject(5).keeping(switch)
     };
-    for _ in 0..500 {
-        if random.one_in(2) {
-            work(&subject);
-        }
-        conformance::scribble(&subject, &mut random, 200);
-        subject.state.reset();
-    }
-    work(&subject);
+    let request = |random: &mut Random, _| match random.below(4) {
+        0 => vec![4, 0, random.below(4) as u8, 0],
+        1 => random.bits().to_le_bytes().to_vec(),
+        _ => vec![0; 12 + random.below(200) as usize],
+    };
+    Hostile { make, work, request }.check_unserved();
 }
