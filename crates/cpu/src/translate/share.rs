@@ -146,30 +146,40 @@ impl Values {
 
     /// The linear address of a memory operand.
     fn address(&mut self, op: &Op, next: u32) -> Option<Value> {
-        if op.asize != self.word {
-            return None;
-        }
-        let base = self.base(op, next);
         let segment = match usize::from(op.seg) {
             s @ (seg::FS | seg::GS) => s as u8 + 1,
             _ => 0,
         };
+        (op.asize == self.word).then(|| self.effective(op, next, segment))
+    }
+
+    /// The effective address of a memory operand, plus the base of a segment.
+    fn effective(&mut self, op: &Op, next: u32, segment: u8) -> Value {
+        let base = self.base(op, next);
         let indexed = usize::from(op.index) != ZERO;
         if !indexed && segment == 0 {
-            return Some(base);
+            return base;
         }
         let index = if indexed { self.get(usize::from(op.index)) } else { Value { root: NOTHING, offset: 0 } };
         let scale = op.scale & 3;
-        let key = (base.root, index.root, scale, segment);
-        let root = match self.sums.iter().find(|(sum, _)| *sum == key) {
+        let root = self.root((base.root, index.root, scale, segment));
+        Value { root, offset: base.offset.wrapping_add(index.offset << scale) }
+    }
+
+    /// The root of a sum.
+    fn root(&mut self, key: (u32, u32, u8, u8)) -> u32 {
+        let key = match key {
+            (base, index, 0, 0) if base > index => (index, base, 0, 0),
+            _ => key,
+        };
+        match self.sums.iter().find(|(sum, _)| *sum == key) {
             Some((_, root)) => *root,
             None => {
                 let root = self.fresh().root;
                 self.sums.push((key, root));
                 root
             }
-        };
-        Some(Value { root, offset: base.offset.wrapping_add(index.offset << scale) })
+        }
     }
 
     /// What was added up to make a root, if that was all there when the block began, and how far a pass through the block
@@ -214,12 +224,8 @@ impl Values {
                 self.set(gpr::RSP, moved(rbp, word));
                 return self.forget(gpr::RBP);
             }
-            How::Lea
-                if insn.op.asize == self.word
-                    && usize::from(insn.op.index) == ZERO
-                    && i.op0_register().size() == usize::from(self.word) =>
-            {
-                let value = self.base(&insn.op, insn.next);
+            How::Lea if insn.op.asize == self.word && i.op0_register().size() == usize::from(self.word) => {
+                let value = self.effective(&insn.op, insn.next, 0);
                 return self.set(usize::from(insn.op.r1), value);
             }
             How::Rewrite | How::Copy | How::Short => {
@@ -242,8 +248,8 @@ impl Values {
         written.into_iter().for_each(|r| self.forget(r));
     }
 
-    /// The register and its new content, after an instruction that copies a register or adds a constant to it.
-    fn sum(&self, i: &Instruction) -> Option<(usize, Value)> {
+    /// The register and its new content, after an instruction that copies a register, or adds a constant or another to it.
+    fn sum(&mut self, i: &Instruction) -> Option<(usize, Value)> {
         let whole = |r: Register| r.is_gpr() && r.size() == usize::from(self.word);
         if i.op0_kind() != OpKind::Register || !whole(i.op0_register()) {
             return None;
@@ -253,6 +259,11 @@ impl Values {
         let by = match (i.mnemonic(), i.op_count()) {
             (Mnemonic::Mov, 2) if i.op1_kind() == OpKind::Register && whole(i.op1_register()) => {
                 return Some((target, self.get(usize::from(number(i.op1_register())))));
+            }
+            (Mnemonic::Add, 2) if i.op1_kind() == OpKind::Register && whole(i.op1_register()) => {
+                let other = self.get(usize::from(number(i.op1_register())));
+                let root = self.root((value.root, other.root, 0, 0));
+                return Some((target, Value { root, offset: value.offset.wrapping_add(other.offset) }));
             }
             (Mnemonic::Add, 2) => constant(i)?,
             (Mnemonic::Sub, 2) => constant(i)?.wrapping_neg(),
@@ -513,7 +524,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn values_follow_constants_only() {
+    fn values_follow_sums_of_whole_registers() {
         let mut values = Values::new(8);
         let decode = |bytes: &[u8]| iced_x86::Decoder::new(64, bytes, iced_x86::DecoderOptions::NONE).decode();
         // ADD RAX, 16; SUB RAX, -8; INC RAX; MOV RBX, RAX; ADD EAX, 1; ADD RAX, RBX; MOV EBX, EAX
@@ -523,7 +534,7 @@ mod tests {
             (&[0x48, 0xff, 0xc0], Some((0, 0, 25))),
             (&[0x48, 0x89, 0xc3], Some((3, 0, 25))),
             (&[0x83, 0xc0, 1], None),
-            (&[0x48, 0x01, 0xd8], None),
+            (&[0x48, 0x01, 0xd8], Some((0, NOTHING + 1, 50))),
             (&[0x89, 0xc3], None),
         ] {
             let found = values.sum(&decode(bytes));
