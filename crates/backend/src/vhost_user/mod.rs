@@ -1,12 +1,13 @@
 //! The front end of vhost-user: another process serves a device's queues, over a UNIX socket and shared guest memory.
 //!
-//! For any device: [`Frontend`] speaks the protocol (QEMU's `vhost-user.rst`, without reconnecting, migration and IOMMU),
+//! For any device: [`Frontend`] speaks the protocol (QEMU's `vhost-user.rst`, without migration and IOMMU),
 //! the device says which features were negotiated and where the rings are. The order is
 //!
 //! 1. [`Frontend::connect`], [`Frontend::features`]: what the back end can do;
 //! 2. when the driver is ready: [`Frontend::start`] with the features in force and the rings;
 //! 3. doorbells: [`Frontend::kick`]; interrupts: [`Frontend::wait_calls`] on a thread of the device;
-//! 4. [`Frontend::stop`] before the rings go away, after which 2. may come again.
+//! 4. [`Frontend::stop`] before the rings go away, after which 2. may come again;
+//! 5. when the back end has gone, [`Frontend::dial`], [`Frontend::adopt`], and 2. again.
 //!
 //! The back end writes guest memory behind our back. Who makes a device on it calls
 //! [`PageMap::has_other_writers`](memory::PageMap::has_other_writers) and notes the writes as well as it can.
@@ -21,11 +22,11 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use memory::GuestMemory;
-use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 
 use message::{Body, Request, protocol};
 pub use virtiofsd::Virtiofsd;
@@ -113,7 +114,7 @@ pub struct Frontend {
     path: PathBuf,
     stream: Mutex<UnixStream>,
     /// The same, to wait for its end.
-    watch: UnixStream,
+    watch: Mutex<Arc<UnixStream>>,
     memory: GuestMemory,
     /// What the back end offers.
     features: u64,
@@ -148,29 +149,48 @@ impl Frontend {
             return Err(VhostError::NotShared { path: path.to_owned() });
         }
         let failed = |source| VhostError::Connect { path: path.to_owned(), source };
-        stream
-            .set_read_timeout(Some(PATIENCE))
-            .and_then(|()| stream.set_write_timeout(Some(PATIENCE)))
-            .map_err(failed)?;
         let event = || eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
         let events = || (0..queues).map(|_| event()).collect::<Result<Vec<_>, _>>();
         let (kicks, calls) = (events().map_err(|e| failed(e.into()))?, events().map_err(|e| failed(e.into()))?);
         let wake = event().map_err(|e| failed(e.into()))?;
-        let mut frontend = Self {
+        let watch = Mutex::new(Arc::new(stream.try_clone().map_err(failed)?));
+        let (stream, Greeting { features, limit, replies }) = greet(stream, path)?;
+        Ok(Self {
             path: path.to_owned(),
-            watch: stream.try_clone().map_err(failed)?,
+            watch,
             stream: Mutex::new(stream),
             memory,
-            features: 0,
-            limit: None,
-            replies: false,
+            features,
+            limit,
+            replies,
             gone: AtomicBool::new(false),
             kicks,
             calls,
             wake,
-        };
-        frontend.greet().map_err(|source| frontend.error("say what it can do", source))?;
-        Ok(frontend)
+        })
+    }
+
+    /// Connects anew when the back end has gone: to another one at the same place. [`Self::adopt`] is to follow.
+    ///
+    /// # Errors
+    /// As for [`Self::connect`]; also that it can less than the one before, on which the driver counts.
+    pub fn dial(&self) -> Result<Connection, VhostError> {
+        let failed = |source| VhostError::Connect { path: self.path.clone(), source };
+        let stream = UnixStream::connect(&self.path).map_err(failed)?;
+        let watch = Arc::new(stream.try_clone().map_err(failed)?);
+        let (stream, greeting) = greet(stream, &self.path)?;
+        let less = greeting.features & self.features != self.features || greeting.limit < self.limit;
+        if less || greeting.replies != self.replies {
+            return Err(self.error("do what the one before it did", io::ErrorKind::Unsupported.into()));
+        }
+        Ok(Connection { stream, watch })
+    }
+
+    /// Goes over to another back end, which has no queues yet. Not while others use this value to start or stop queues.
+    pub fn adopt(&self, connection: Connection) {
+        *self.stream() = connection.stream;
+        *self.watch.lock().unwrap_or_else(PoisonError::into_inner) = connection.watch;
+        self.gone.store(false, Ordering::Release);
     }
 
     fn error(&self, doing: &'static str, source: io::Error) -> VhostError {
@@ -179,21 +199,6 @@ impl Frontend {
 
     fn stream(&self) -> MutexGuard<'_, UnixStream> {
         self.stream.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn greet(&mut self) -> io::Result<()> {
-        self.send(Request::SetOwner, &Body::new(), &[])?;
-        self.features = self.ask(Request::GetFeatures)?;
-        if self.features & PROTOCOL_FEATURES != 0 {
-            let offered = self.ask(Request::GetProtocolFeatures)?;
-            let wanted = offered & (protocol::MULTI_QUEUE | protocol::REPLY_ACK);
-            self.send(Request::SetProtocolFeatures, &Body::new().u64(wanted), &[])?;
-            self.replies = wanted & protocol::REPLY_ACK != 0;
-            if wanted & protocol::MULTI_QUEUE != 0 {
-                self.limit = Some(self.ask(Request::GetQueueNum)?);
-            }
-        }
-        Ok(())
     }
 
     /// The device's features that the back end offers.
@@ -293,14 +298,17 @@ impl Frontend {
         }
     }
 
-    /// Waits until the back end has used buffers or is gone, or [`Self::wake`] is called: the queues concerned, as bits.
-    pub fn wait_calls(&self) -> u64 {
+    /// Waits until the back end has used buffers or is gone, [`Self::wake`] is called, or `seconds` are over: the queues
+    /// concerned, as bits.
+    pub fn wait_calls(&self, seconds: Option<u32>) -> u64 {
+        let watch = self.watch.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let time = seconds.map(|seconds| Timespec { tv_sec: seconds.into(), tv_nsec: 0 });
         let events = || self.calls.iter().chain([&self.wake]);
         let mut fds: Vec<_> = events().map(|fd| PollFd::new(fd, PollFlags::IN)).collect();
         if !self.is_gone() {
-            fds.push(PollFd::new(&self.watch, PollFlags::RDHUP));
+            fds.push(PollFd::new(&*watch, PollFlags::RDHUP));
         }
-        if poll(&mut fds, None).is_err() {
+        if poll(&mut fds, time.as_ref()).is_err() {
             // A signal, or a host without memory: the caller comes back.
             return 0;
         }
@@ -341,10 +349,46 @@ impl Frontend {
         }
         Ok(())
     }
+}
 
-    fn ask(&self, request: Request) -> io::Result<u64> {
-        let mut stream = self.stream();
-        message::send(&stream, request, false, &Body::new(), &[])?;
-        message::receive(&mut stream, request)
-    }
+/// A connection to another back end than that in use.
+pub struct Connection {
+    stream: UnixStream,
+    watch: Arc<UnixStream>,
+}
+
+/// What a back end says of itself.
+struct Greeting {
+    features: u64,
+    limit: Option<u64>,
+    replies: bool,
+}
+
+/// The first requests on a connection.
+fn greet(mut stream: UnixStream, path: &Path) -> Result<(UnixStream, Greeting), VhostError> {
+    let mut talk = || -> io::Result<Greeting> {
+        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_write_timeout(Some(PATIENCE))?;
+        message::send(&stream, Request::SetOwner, false, &Body::new(), &[])?;
+        let features = ask(&mut stream, Request::GetFeatures)?;
+        let mut greeting = Greeting { features, limit: None, replies: false };
+        if features & PROTOCOL_FEATURES != 0 {
+            let offered = ask(&mut stream, Request::GetProtocolFeatures)?;
+            let wanted = offered & (protocol::MULTI_QUEUE | protocol::REPLY_ACK);
+            message::send(&stream, Request::SetProtocolFeatures, false, &Body::new().u64(wanted), &[])?;
+            greeting.replies = wanted & protocol::REPLY_ACK != 0;
+            if wanted & protocol::MULTI_QUEUE != 0 {
+                greeting.limit = Some(ask(&mut stream, Request::GetQueueNum)?);
+            }
+        }
+        Ok(greeting)
+    };
+    let doing = "say what it can do";
+    let greeting = talk().map_err(|source| VhostError::Protocol { path: path.to_owned(), doing, source })?;
+    Ok((stream, greeting))
+}
+
+fn ask(stream: &mut UnixStream, request: Request) -> io::Result<u64> {
+    message::send(stream, request, false, &Body::new(), &[])?;
+    message::receive(stream, request)
 }

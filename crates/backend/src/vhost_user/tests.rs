@@ -51,7 +51,7 @@ fn queues_are_handed_over_and_taken_back() {
         frontend.enable(1, false).unwrap();
         frontend.stop([1]).unwrap();
         frontend.wake();
-        assert_eq!(frontend.wait_calls(), 0);
+        assert_eq!(frontend.wait_calls(None), 0);
         drop(frontend);
         let requests = thread.join().unwrap();
         let kinds: Vec<_> = requests.iter().map(|(kind, _)| *kind).collect();

@@ -20,15 +20,22 @@ struct Running {
     seen: Vec<(u16, u16)>,
     /// The queues that the back end shall use, as bits.
     enabled: u64,
+    /// The driver has rung and the back end could not take the queues.
+    missed: bool,
 }
+
+/// Seconds between attempts to find a back end that has gone.
+const PAUSE: u32 = 1;
 
 struct Shared {
     context: Arc<VirtioContext>,
     frontend: Frontend,
     running: Mutex<Running>,
     stop: AtomicBool,
-    /// Called when the back end has gone.
-    gone: Box<dyn Fn() + Send + Sync>,
+    /// A back end that comes back gets the queues again.
+    again: bool,
+    /// Called when the back end has gone, and when it is there again.
+    here: Box<dyn Fn(bool) + Send + Sync>,
 }
 
 /// The queues, a thread that passes doorbells on, and one that passes interrupts on.
@@ -40,7 +47,8 @@ pub(super) struct VhostQueues {
 
 impl VhostQueues {
     /// Gives all queues of `context` that `frontend` has been made for to the back end, as soon as the driver uses one.
-    /// The threads are called `name`; when the back end goes, one of them calls `gone`.
+    /// The threads are called `name`; when the back end goes, one of them calls `here` with `false`. If `again`, it tries
+    /// to connect anew until it can, gives the new one the queues from where the old one was, and calls with `true`.
     ///
     /// # Errors
     /// The host gives no threads.
@@ -48,14 +56,15 @@ impl VhostQueues {
         context: Arc<VirtioContext>,
         frontend: Frontend,
         name: String,
-        gone: impl Fn() + Send + Sync + 'static,
+        again: bool,
+        here: impl Fn(bool) + Send + Sync + 'static,
     ) -> Result<Self, DeviceError> {
         let failed = |source| DeviceError::Host { what: format!("start the threads of {name}"), source };
         // The back end writes memory without telling anybody beforehand.
         context.memory().pages().has_other_writers();
-        let running = Running { seen: Vec::new(), enabled: u64::MAX }.into();
-        let shared =
-            Arc::new(Shared { context, frontend, running, stop: AtomicBool::new(false), gone: Box::new(gone) });
+        let running = Running { seen: Vec::new(), enabled: u64::MAX, missed: false }.into();
+        let stop = AtomicBool::new(false);
+        let shared = Arc::new(Shared { context, frontend, running, stop, again, here: Box::new(here) });
         let (kicker, caller) = (shared.clone(), shared.clone());
         let worker = Worker::spawn(name.clone(), move |queues| kicker.kick(queues)).map_err(failed)?;
         let calls =
@@ -95,6 +104,7 @@ impl VhostQueues {
     pub(super) fn reset(&self) {
         self.worker.wait_idle();
         let mut running = self.shared.running();
+        running.missed = false;
         let queues = std::mem::take(&mut running.seen);
         if let Err(why) = self.shared.frontend.stop(queues.iter().map(|(index, _)| usize::from(*index))) {
             self.shared.context.warn_once(&why.to_string());
@@ -123,7 +133,8 @@ impl Shared {
     /// The driver has rung: hands the queues over the first time, and rings on.
     fn kick(&self, queues: u64) {
         let mut running = self.running();
-        if running.seen.is_empty() && !self.start(&mut running) {
+        if running.seen.is_empty() && !self.start(&mut running, false) {
+            running.missed = true;
             return;
         }
         self.note_writes(&mut running, queues);
@@ -134,9 +145,10 @@ impl Shared {
         }
     }
 
-    fn start(&self, running: &mut Running) -> bool {
+    /// Hands the queues over; with `resume` from where the last back end was, as the used rings tell.
+    fn start(&self, running: &mut Running, resume: bool) -> bool {
         let ready = self.context.queues().iter().take(self.frontend.queues()).filter(|queue| queue.is_ready());
-        let rings: Vec<_> = ready
+        let mut rings: Vec<_> = ready
             .map(|queue| {
                 let enabled = running.enabled & 1 << (queue.index() % 64) != 0;
                 (usize::from(queue.index()), Ring { enabled, ..queue.place() })
@@ -152,6 +164,12 @@ impl Shared {
         if rings.is_empty() || !rings.iter().all(|(_, ring)| inside(ring)) {
             self.context.warn_once("the driver's rings are not in memory");
             return false;
+        }
+        if resume {
+            for (_, ring) in &mut rings {
+                // What it had taken and not given back is for the new one. The rings are in memory.
+                ring.base = self.context.memory().read_u16(ring.used + 2).unwrap_or(ring.base);
+            }
         }
         // The other features are between the driver and us.
         if let Err(why) = self.frontend.start(self.context.features() & self.frontend.features(), &rings) {
@@ -184,7 +202,7 @@ impl Shared {
     fn interrupts(&self) {
         let mut here = true;
         while !self.stop.load(Ordering::Acquire) {
-            let queues = self.frontend.wait_calls();
+            let queues = self.frontend.wait_calls((self.again && !here).then_some(PAUSE));
             let mut running = self.running();
             self.note_writes(&mut running, queues);
             for (index, _) in &running.seen {
@@ -197,9 +215,30 @@ impl Shared {
             drop(running);
             if here && self.frontend.is_gone() {
                 here = false;
-                (self.gone)();
+                (self.here)(false);
+            } else if self.again && !here && !self.stop.load(Ordering::Acquire) && self.reconnect() {
+                here = true;
+                (self.here)(true);
             }
         }
+    }
+
+    /// Tries to find a back end again; returns whether there is one, which has the queues if the driver uses them.
+    fn reconnect(&self) -> bool {
+        let Ok(connection) = self.frontend.dial() else { return false };
+        let mut running = self.running();
+        self.frontend.adopt(connection);
+        if running.seen.is_empty() && !running.missed {
+            return true;
+        }
+        if !self.start(&mut running, true) {
+            return false;
+        }
+        running.missed = false;
+        for (index, _) in &running.seen {
+            self.frontend.kick(usize::from(*index));
+        }
+        true
     }
 }
 

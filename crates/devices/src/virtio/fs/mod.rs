@@ -102,8 +102,12 @@ impl Fs {
         let address = context.address();
         let name = format!("fs-{}:{}", address.slot, address.func);
         let theirs = context.clone();
-        let gone = move || theirs.warn_once("the virtiofsd has gone; the guest's file system hangs");
-        Ok(Arc::new(Self { queues: VhostQueues::new(context, frontend, name, gone)?, structure, _daemon: daemon }))
+        let gone = move |_| theirs.warn_once("the virtiofsd has gone; the guest's file system hangs");
+        Ok(Arc::new(Self {
+            queues: VhostQueues::new(context, frontend, name, false, gone)?,
+            structure,
+            _daemon: daemon,
+        }))
     }
 }
 

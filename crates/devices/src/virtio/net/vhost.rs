@@ -70,13 +70,14 @@ impl VhostNet {
     fn new(context: Arc<VirtioContext>, frontend: Frontend, options: &NicOptions) -> Result<Arc<Self>, DeviceError> {
         let link = Arc::new(AtomicBool::new(true));
         let (theirs, their_link) = (context.clone(), link.clone());
-        let gone = move || {
-            their_link.store(false, Ordering::Relaxed);
-            log::warn!("virtio-net in pci slot {}: the vhost-user back end has gone", theirs.address());
+        let here = move |here: bool| {
+            their_link.store(here, Ordering::Relaxed);
+            let what = if here { "is there again" } else { "has gone" };
+            log::warn!("virtio-net in pci slot {}: the vhost-user back end {what}", theirs.address());
             theirs.config_changed();
         };
         let net = Arc::new(Self {
-            queues: VhostQueues::new(context.clone(), frontend, options.name.clone(), gone)?,
+            queues: VhostQueues::new(context.clone(), frontend, options.name.clone(), true, here)?,
             context,
             options: options.clone(),
             pairs: AtomicU16::new(1),

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex};
 use testkit::irq::PATIENCE;
 
 const GET_FEATURES: u32 = 1;
+pub(crate) const SET_BASE: u32 = 10;
 pub(crate) const GET_BASE: u32 = 11;
 const GET_PROTOCOL: u32 = 15;
 const QUEUE_NUM: u32 = 17;
@@ -17,9 +18,10 @@ const NEED_REPLY: u32 = 8;
 /// The requests of a kind: its number, and the first two words of its content.
 type Requests = Arc<Mutex<Vec<(u32, [u32; 2])>>>;
 
-/// A back end for one connection. It knows the protocol, and never touches the queues.
+/// A back end for one connection at a time. It knows the protocol, and never touches the queues.
 pub(crate) struct BackEnd {
     folder: tempfile::TempDir,
+    features: u64,
     requests: Requests,
     connection: Arc<Mutex<Option<UnixStream>>>,
 }
@@ -28,15 +30,27 @@ impl BackEnd {
     /// Listens, and offers `features`.
     pub(crate) fn start(features: u64) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let listener = UnixListener::bind(folder.path().join("s")).unwrap();
-        let (requests, connection): (Requests, Arc<Mutex<Option<UnixStream>>>) = Default::default();
-        let (told, known) = (requests.clone(), connection.clone());
+        let this = Self { folder, features, requests: Arc::default(), connection: Arc::default() };
+        this.listen();
+        this
+    }
+
+    /// Accepts one connection.
+    fn listen(&self) {
+        let listener = UnixListener::bind(self.path()).unwrap();
+        let (told, known, features) = (self.requests.clone(), self.connection.clone(), self.features);
         std::thread::spawn(move || {
             let stream = listener.accept().unwrap().0;
+            drop(listener);
             *known.lock().unwrap() = Some(stream.try_clone().unwrap());
             answer(stream, features, &told);
         });
-        Self { folder, requests, connection }
+    }
+
+    /// After [`hang_up`](Self::hang_up): accepts another connection.
+    pub(crate) fn start_again(&self) {
+        std::fs::remove_file(self.path()).unwrap();
+        self.listen();
     }
 
     /// Its socket.

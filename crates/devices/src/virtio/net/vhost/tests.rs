@@ -8,7 +8,7 @@ use testkit::virtqueue::{Buffer, GuestQueue, VirtioGuest};
 
 use super::*;
 use crate::testboard::TestBoard;
-use crate::virtio::vhost::testing::{BackEnd, ENABLE, GET_BASE, wait_until};
+use crate::virtio::vhost::testing::{BackEnd, ENABLE, GET_BASE, SET_BASE, wait_until};
 
 const RINGS: u64 = 0x10000;
 const COMMAND: u64 = 0x40000;
@@ -43,9 +43,9 @@ fn the_switch_gets_the_queues_and_the_pairs_in_use() {
         bit::HOST_UFO,
         "what the switch can, and no more"
     );
+    assert!(switch.asked(ENABLE).is_empty(), "the driver is not ready");
     let (guest, mut queues) = start(guest);
     assert_eq!(guest.device_config(6, Byte, false), 1, "the link");
-    assert!(switch.asked(ENABLE).is_empty(), "nobody has rung yet");
     guest.notify(0);
     wait_until(|| switch.asked(ENABLE).len() == 4);
     assert_eq!(switch.asked(ENABLE), [[0, 1], [1, 1], [2, 0], [3, 0]]);
@@ -69,6 +69,35 @@ fn the_switch_gets_the_queues_and_the_pairs_in_use() {
     // Without the switch there is no link.
     switch.hang_up();
     wait_until(|| guest.device_config(6, Byte, false) == 0);
+}
+
+#[test]
+fn a_switch_that_comes_back_goes_on_where_the_other_was() {
+    let switch = BackEnd::start(!bit::GUEST_UFO);
+    let board = board(&switch, "2").unwrap();
+    let (guest, queues) = start(board.virtio(5, true));
+    let bases = || switch.asked(SET_BASE);
+    guest.notify(0);
+    wait_until(|| switch.asked(ENABLE).len() == 4);
+    assert_eq!(bases(), [[0, 0], [1, 0], [2, 0], [3, 0]]);
+    // What it gave back before it went.
+    board.ram.write_u16(queues[1].used + 2, 7).unwrap();
+    switch.hang_up();
+    wait_until(|| guest.device_config(6, Byte, false) == 0);
+    switch.start_again();
+    wait_until(|| guest.device_config(6, Byte, false) == 1);
+    assert_eq!(bases()[4..], [[0, 0], [1, 7], [2, 0], [3, 0]]);
+    assert_eq!(switch.asked(ENABLE)[4..], [[0, 1], [1, 1], [2, 0], [3, 0]]);
+    // While it is away the driver may begin.
+    switch.hang_up();
+    wait_until(|| guest.device_config(6, Byte, false) == 0);
+    drop(guest);
+    board.virtio(5, true).reset();
+    let (guest, _queues) = start(board.virtio(5, true));
+    guest.notify(0);
+    switch.start_again();
+    wait_until(|| switch.asked(ENABLE).len() == 12);
+    wait_until(|| guest.device_config(6, Byte, false) == 1);
 }
 
 #[test]
