@@ -65,7 +65,7 @@ pub(crate) fn standard(busybox: &Path, modules: &Path, scripts: &Path) -> Result
 }
 
 /// Content of the benchmark guest's initramfs.
-pub(crate) fn bench(busybox: &Path, program: &Path, init: &Path) -> Result<Vec<u8>> {
+pub(crate) fn bench(busybox: &Path, programs: &[(&str, &Path)], init: &Path) -> Result<Vec<u8>> {
     let mut archive = Archive::new();
     for folder in ["bin", "dev", "proc", "sys"] {
         archive.directory(folder);
@@ -75,7 +75,9 @@ pub(crate) fn bench(busybox: &Path, program: &Path, init: &Path) -> Result<Vec<u
     for applet in ["sh", "mount", "mkdir", "cat", "grep", "sleep", "poweroff"] {
         archive.link(&format!("bin/{applet}"), "busybox");
     }
-    archive.file("bin/bench", 0o755, &read(program)?);
+    for (name, program) in programs {
+        archive.file(&format!("bin/{name}"), 0o755, &read(program)?);
+    }
     archive.file("init", 0o755, &read(init)?);
     Ok(archive.finish())
 }

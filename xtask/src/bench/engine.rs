@@ -154,8 +154,11 @@ impl Native<'_> {
                 }
             },
             (false, _) if job.list != "none" => {
-                let mut command = Command::new(&self.small.program);
-                output(command.args(["-d", &self.divisor.to_string(), &job.list]))?
+                let divisor = self.divisor.to_string();
+                let said = |program| output(Command::new(program).args(["-d", &divisor, &job.list]));
+                let wide = said(&self.small.program)?;
+                // Not every kernel runs 32-bit programs.
+                wide + &said(&self.small.program_32).unwrap_or_default()
             }
             _ => return Ok(()),
         };
@@ -193,7 +196,7 @@ mod tests {
 
     fn line(engine: &Engine, job: &Job) -> String {
         let [kernel, initramfs, program] = ["/g/k", "/g/i", "/g/b"].map(PathBuf::from);
-        let small = Small { kernel, initramfs, program };
+        let small = Small { kernel, initramfs, program, program_32: "bench32".into() };
         let options = Options::parse(Vec::new()).unwrap();
         describe(&engine.command(job, &small, None, &options).unwrap())
     }
@@ -210,7 +213,7 @@ mod tests {
         assert!(theirs.contains("-smp 2 -m 512 "), "{theirs}");
         let job = Job { real: true, ..job };
         let options = Options::parse(Vec::new()).unwrap();
-        let small = Small { kernel: "k".into(), initramfs: "i".into(), program: "b".into() };
+        let small = Small { kernel: "k".into(), initramfs: "i".into(), program: "b".into(), program_32: "c".into() };
         assert!(Engine::qemu("qemu".into()).command(&job, &small, None, &options).is_err());
     }
 }

@@ -14,11 +14,16 @@ use crate::process::{need_tool, output, run, say};
 /// `-fno-math-errno`: the work of `sqrt` is to be measured, not that of its error report.
 const FLAGS: [&str; 6] = ["-O2", "-static", "-pthread", "-fno-math-errno", "-Wall", "-Wextra"];
 
-/// The small guest: `bench/bench.c` as a static program in an initramfs.
+/// For 32-bit code without a library: what gcc can build without the packages for it.
+const FLAGS_32: [&str; 9] =
+    ["-m32", "-O2", "-ffreestanding", "-nostdlib", "-static", "-fno-pie", "-no-pie", "-fno-stack-protector", "-Wall"];
+
+/// The small guest: `bench/bench.c` and `bench/bench32.c` as static programs in an initramfs.
 pub(crate) struct Small {
     pub(super) kernel: PathBuf,
     pub(super) initramfs: PathBuf,
     pub(super) program: PathBuf,
+    pub(super) program_32: PathBuf,
 }
 
 impl Small {
@@ -26,20 +31,24 @@ impl Small {
     pub(crate) fn build(store: &Store) -> Result<Self> {
         let folder = store.folder("bench")?;
         let source = layout::repository().join("bench");
-        let [kernel, archive, program] = ["vmlinuz", "initramfs.cpio.gz", "bench"].map(|name| folder.join(name));
+        let [kernel, archive, program, program_32] =
+            ["vmlinuz", "initramfs.cpio.gz", "bench", "bench32"].map(|name| folder.join(name));
         say("compiling the benchmarks");
         let compiler = need_tool("gcc", "gcc libc6-dev")?;
-        output(Command::new(compiler).args(FLAGS).arg("-o").arg(&program).arg(source.join("bench.c")))
+        output(Command::new(&compiler).args(FLAGS).arg("-o").arg(&program).arg(source.join("bench.c")))
             .context("cannot build a static program; libc6-dev has what gcc needs for it")?;
+        output(Command::new(compiler).args(FLAGS_32).arg("-o").arg(&program_32).arg(source.join("bench32.c")))
+            .context("cannot build a 32-bit program")?;
         let busybox = store.busybox(Arch::Amd64)?;
-        initramfs::write(&initramfs::bench(&busybox, &program, &source.join("init"))?, &archive)?;
+        let programs = [("bench", &*program), ("bench32", &*program_32)];
+        initramfs::write(&initramfs::bench(&busybox, &programs, &source.join("init"))?, &archive)?;
         copy(&store.kernel(Arch::Amd64)?, &kernel)?;
-        Ok(Self { kernel, initramfs: archive, program })
+        Ok(Self { kernel, initramfs: archive, program, program_32 })
     }
 
     /// Its files.
     pub(crate) fn files(&self) -> Vec<PathBuf> {
-        vec![self.kernel.clone(), self.initramfs.clone(), self.program.clone()]
+        vec![self.kernel.clone(), self.initramfs.clone(), self.program.clone(), self.program_32.clone()]
     }
 }
 

@@ -53,7 +53,7 @@ pub(crate) struct Options {
 }
 
 /// Groups of the small programs that one CPU runs.
-const MICRO: [&str; 5] = ["int", "fp", "simd", "mem", "os"];
+const MICRO: [&str; 6] = ["int", "fp", "simd", "mem", "os", "i386"];
 
 impl Options {
     pub(crate) fn parse(args: Vec<OsString>) -> Result<Self> {
@@ -171,7 +171,9 @@ pub(crate) fn run(options: Options) -> Result<ExitCode> {
     let mut record = Record::default();
     let jobs = options.jobs();
     if jobs.is_empty() {
-        bail!("--only names nothing that there is: groups boot, int, fp, simd, mem, os, smp, idle, real, or workloads");
+        bail!(
+            "--only names nothing that there is: groups boot, int, fp, simd, mem, os, i386, smp, idle, real, or workloads"
+        );
     }
     for round in 0..options.rounds {
         for job in &jobs {
@@ -239,7 +241,7 @@ mod tests {
 
     #[test]
     fn options_choose_the_runs() {
-        let micro = ("int,fp,simd,mem,os".to_owned(), 1, false, false);
+        let micro = ("int,fp,simd,mem,os,i386".to_owned(), 1, false, false);
         let idle = ("none".to_owned(), 1, false, true);
         assert_eq!(lists(""), [micro.clone(), idle.clone()]);
         let smp = ("smp,int_sha256".to_owned(), 2, false, false);

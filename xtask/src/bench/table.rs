@@ -21,7 +21,7 @@ struct Group {
     every: bool,
 }
 
-const GROUPS: [Group; 10] = [
+const GROUPS: [Group; 11] = [
     Group { title: "boot to init", has: |row| row == "boot", tcg: 1.0, native: None, every: false },
     Group {
         title: "int without smc, atomic",
@@ -53,6 +53,7 @@ const GROUPS: [Group; 10] = [
     },
     Group { title: "int_smc", has: |row| row == "int_smc", tcg: 5.0, native: None, every: false },
     Group { title: "os", has: |row| row.starts_with("os_"), tcg: 2.5, native: None, every: true },
+    Group { title: "32-bit code", has: |row| row.starts_with("i386_"), tcg: 1.0, native: None, every: true },
     Group { title: "disks", has: |row| row.starts_with("io_"), tcg: 2.0, native: None, every: true },
     Group { title: "networks", has: |row| row.starts_with("net_"), tcg: 2.0, native: None, every: true },
     Group { title: "real programs", has: |row| row.starts_with("real_"), tcg: 4.0, native: None, every: true },
