@@ -14,7 +14,7 @@ use devices::chipset::pm::Pm;
 use devices::chipset::rtc::RtcConfig;
 use devices::chipset::tpm::{self, Presence, TpmCrb};
 use devices::firmware::Flash;
-use devices::pci::{IntxRouter, PciHost, PciHostOptions, Routing};
+use devices::pci::{Chipset, IntxRouter, PciHost, PciHostOptions, Routing};
 use devices::{BuildContext, factory};
 use memory::{GuestMemory, MemoryOptions};
 use platform::time::SharedTime;
@@ -97,9 +97,12 @@ impl Board {
         let mut rom = BootRom::from_config(config)?;
         let firmware = rom.as_ref().map(BootRom::flavour);
         let notes = rom.as_mut().map(|rom| std::mem::take(&mut rom.notes)).unwrap_or_default();
-        let chipset = rom.as_ref().map(BootRom::chipset).unwrap_or_default();
+        let mut chipset = rom.as_ref().map(BootRom::chipset).unwrap_or_default();
+        for function in functions.iter().filter(|function| function.device == "hostbridge") {
+            chipset = Chipset::from_node(&function.node)?.unwrap_or(chipset);
+        }
         let numa = numa(config, layout.cpus)?;
-        let memory = memory(config, &numa, is_shared(config, &functions)?)?;
+        let memory = memory(config, &numa, is_shared(config, &functions)?, chipset)?;
         let mut model = model(config)?;
         if firmware == Some(Flavour::Qemu) {
             model = model.with_physical_bits(physical_bits(memory.high_size()));
@@ -277,7 +280,7 @@ fn is_shared(config: &Config, functions: &[config::pci::PciFunction<'_>]) -> Res
     Ok(config.bool_or("memory.shared", served)?)
 }
 
-fn memory(config: &Config, numa: &[NumaDomain], shared: bool) -> Result<GuestMemory, MachineError> {
+fn memory(config: &Config, numa: &[NumaDomain], shared: bool, chipset: Chipset) -> Result<GuestMemory, MachineError> {
     let size = match numa {
         [] => config::memory_size(config)?,
         domains => domains.iter().fold(0, |sum: u64, domain| sum.saturating_add(domain.size)),
@@ -287,6 +290,7 @@ fn memory(config: &Config, numa: &[NumaDomain], shared: bool) -> Result<GuestMem
         wired: config.bool_or("memory.wired", false)?,
         in_core: config.bool_or("memory.guest_in_core", false)?,
         shared,
+        low_limit: chipset.low_memory_limit(size),
     };
     GuestMemory::new(options).map_err(|source| MachineError::Memory(size, source))
 }

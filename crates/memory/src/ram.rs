@@ -27,6 +27,9 @@ pub struct MemoryOptions {
     pub in_core: bool,
     /// On a memfd, so that other processes can map it; else this process's own, which the host may put on large pages.
     pub shared: bool,
+    /// Where RAM below 4 GiB ends at the latest, a whole page, if the board has other things from there; `None` and what is
+    /// beyond [`LOW_MEMORY_LIMIT`] mean that.
+    pub low_limit: Option<u64>,
 }
 
 /// Why an access or the set-up failed.
@@ -128,7 +131,7 @@ impl GuestMemory {
         let size = options.size.checked_next_multiple_of(PAGE_SIZE).filter(|size| (1..=MAX_SIZE).contains(size));
         let size = size.ok_or(MemoryError::Size(options.size))?;
         let host = |what| move |source| MemoryError::Host { what, size, source };
-        let low = size.min(LOW_MEMORY_LIMIT);
+        let low = size.min(LOW_MEMORY_LIMIT).min(options.low_limit.unwrap_or(LOW_MEMORY_LIMIT));
         let high = size - low;
         let fd = if options.shared {
             let fd = rustix::fs::memfd_create("guest-ram", MemfdFlags::CLOEXEC).map_err(host("create a file for"))?;

@@ -1,6 +1,7 @@
 //! Which board the host bridge says it is on. Firmware decides by its ids where it looks for power management.
 
 use config::pci::PciAddress;
+use config::{ConfigError, NodeRef};
 
 /// A board.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -29,6 +30,21 @@ impl Chipset {
             2 => Self::Q35,
             _ => Self::Bhyve,
         }
+    }
+
+    /// What a host bridge's node of the configuration says, if it does.
+    ///
+    /// # Errors
+    /// It names no board.
+    pub fn from_node(node: &NodeRef<'_>) -> Result<Option<Self>, ConfigError> {
+        Ok(node.get_word("compat", &Self::NAMES)?.map(Self::from_number))
+    }
+
+    /// Where RAM below 4 GiB has to end with `size` bytes of RAM in all, if it may not go on to where bhyve's ends: firmware for
+    /// the Q35 puts memory-mapped configuration at 0xB000_0000.
+    pub fn low_memory_limit(self, size: u64) -> Option<u64> {
+        const FIRMWARE_ECAM: u64 = 0xb000_0000;
+        (self == Self::Q35 && size > FIRMWARE_ECAM).then_some(2 << 30)
     }
 
     /// Vendor and device of the host bridge.

@@ -13,6 +13,7 @@ use super::endpoint::{Attachment, PciEndpoint};
 use super::function::PciFunction;
 use super::intx::{IntxRouter, PinRoute};
 use super::mapper::BarMapper;
+use super::pciexbar::PciExBar;
 use super::resources::{BusWindows, NoSpace, Resources};
 use super::spec::FunctionSpec;
 
@@ -66,6 +67,7 @@ pub struct PciHost {
     ports: Arc<Bus>,
     memory: Arc<Bus>,
     reset_control: Arc<dyn BusDevice>,
+    ecam: Arc<Ecam>,
     high_memory_end: u64,
     enable_bars: bool,
     functions: RwLock<BTreeMap<PciAddress, Arc<PciFunction>>>,
@@ -83,11 +85,12 @@ impl PciHost {
         let PciHostOptions { ports, memory, msi, router, reset_control, ram, enable_bars } = options;
         let mapper = Arc::new(BarMapper::new(ports.clone(), memory.clone()));
         let high_memory_end = ram.ranges().map(|range| range.end()).max().unwrap_or(0);
-        Arc::new(Self {
+        Arc::new_cyclic(|host| Self {
             attachment: Attachment { msi, router, mapper },
             ports,
             memory,
             reset_control,
+            ecam: Arc::new(Ecam(host.clone())),
             high_memory_end,
             enable_bars,
             functions: RwLock::default(),
@@ -101,6 +104,13 @@ impl PciHost {
     /// An endpoint for a device to be at `address`.
     pub fn endpoint(&self, address: PciAddress, spec: FunctionSpec) -> Arc<PciEndpoint> {
         Arc::new(PciEndpoint::new(address, spec, self.attachment.clone()))
+    }
+
+    /// The register by which the Q35's host bridge at `address` puts memory-mapped configuration where firmware wants it.
+    pub(super) fn pciexbar(&self, address: PciAddress) -> PciExBar {
+        // A number that no base address register has.
+        const KEY: usize = usize::MAX;
+        PciExBar::new(self.attachment.mapper.clone(), (address, KEY), self.ecam.clone())
     }
 
     /// The router of interrupt pins.
@@ -161,7 +171,7 @@ impl PciHost {
             }
         }
         self.ports.map(CONFIG_PORT.into(), CONFIG_PORTS, Arc::new(ConfigPorts(Arc::downgrade(self))))?;
-        if let Err(why) = self.memory.map(ECAM_BASE, ECAM_SIZE, Arc::new(Ecam(Arc::downgrade(self)))) {
+        if let Err(why) = self.memory.map(ECAM_BASE, ECAM_SIZE, self.ecam.clone()) {
             self.ports.unmap(CONFIG_PORT.into());
             return Err(why.into());
         }

@@ -1,11 +1,14 @@
-//! `hostbridge`: the function at 0:0.0. It does nothing; its PCI Express capability makes guests use memory-mapped
-//! configuration, its ids tell firmware what board it runs on. `amd_hostbridge` is the same device with other ids.
+//! `hostbridge`: the function at 0:0.0. Its PCI Express capability makes guests use memory-mapped configuration, its ids tell
+//! firmware what board it runs on. `amd_hostbridge` is the same device with other ids. As a Q35's it has no capability, but the
+//! register that says where memory-mapped configuration is.
 
 use std::sync::Arc;
 
 use config::NodeRef;
+use platform::state::{decode, encode};
 use platform::{AccessSize, Persist, StateError};
 
+use super::pciexbar::PciExBar;
 use super::{Capability, Chipset, FunctionSpec, Identity, PciDevice, PciFunction, PcieKind, regs};
 use crate::factory::{BuildContext, DeviceError, PciFactory};
 
@@ -14,8 +17,8 @@ pub const FACTORY: PciFactory =
     PciFactory { name: "hostbridge", help: "host bridge; vendor=ID, devid=ID, compat=bhyve|i440fx|q35", build };
 
 fn build(context: &BuildContext<'_>, node: &NodeRef<'_>) -> Result<Arc<PciFunction>, DeviceError> {
-    if let Some(number) = node.get_word("compat", &Chipset::NAMES)? {
-        context.pci.set_chipset(Chipset::from_number(number));
+    if let Some(chipset) = Chipset::from_node(node)? {
+        context.pci.set_chipset(chipset);
     }
     let (vendor, device) = context.pci.chipset().host_bridge();
     // The newer keys and the older ones mean the same; where both are given the newer win.
@@ -31,31 +34,48 @@ fn build(context: &BuildContext<'_>, node: &NodeRef<'_>) -> Result<Arc<PciFuncti
         class: regs::class::HOST_BRIDGE,
         ..Identity::default()
     };
-    let spec = FunctionSpec::new(identity).with_capability(Capability::Pcie(PcieKind::RootPort));
-    Ok(PciFunction::new(context.pci.endpoint(context.address, spec), Arc::new(HostBridge)))
+    let spec = FunctionSpec::new(identity);
+    let (spec, pciexbar) = match context.pci.chipset() {
+        Chipset::Q35 => (spec, Some(context.pci.pciexbar(context.address))),
+        _ => (spec.with_capability(Capability::Pcie(PcieKind::RootPort)), None),
+    };
+    Ok(PciFunction::new(context.pci.endpoint(context.address, spec), Arc::new(HostBridge { pciexbar })))
 }
 
-/// The bridge: no registers of its own.
-struct HostBridge;
+const KIND: &str = "hostbridge";
+const VERSION: u32 = 2;
+
+struct HostBridge {
+    /// Only a Q35's has it.
+    pciexbar: Option<PciExBar>,
+}
 
 impl Persist for HostBridge {
     fn kind(&self) -> &'static str {
-        "hostbridge"
+        KIND
     }
 
     fn version(&self) -> u32 {
-        1
+        VERSION
     }
 
     fn save(&self) -> Result<Vec<u8>, StateError> {
-        Ok(Vec::new())
+        encode(KIND, &self.pciexbar.as_ref().map(PciExBar::value))
     }
 
     fn restore(&self, version: u32, bytes: &[u8]) -> Result<(), StateError> {
-        platform::state::decode(self.kind(), self.version(), version, bytes)
+        let value: Option<u64> = decode(KIND, VERSION, version, bytes)?;
+        if let (Some(register), Some(value)) = (&self.pciexbar, value) {
+            register.set_value(value);
+        }
+        Ok(())
     }
 
-    fn reset(&self) {}
+    fn reset(&self) {
+        if let Some(register) = &self.pciexbar {
+            register.set_value(0);
+        }
+    }
 }
 
 impl PciDevice for HostBridge {
@@ -64,4 +84,12 @@ impl PciDevice for HostBridge {
     }
 
     fn bar_write(&self, _: usize, _: u64, _: AccessSize, _: u64) {}
+
+    fn config_read(&self, offset: u16, size: AccessSize) -> Option<u32> {
+        self.pciexbar.as_ref()?.config_read(offset, size)
+    }
+
+    fn config_write(&self, offset: u16, size: AccessSize, value: u32) -> bool {
+        self.pciexbar.as_ref().is_some_and(|register| register.config_write(offset, size, value))
+    }
 }

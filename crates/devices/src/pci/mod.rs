@@ -25,6 +25,7 @@ pub mod lpc;
 mod mapper;
 mod msi;
 mod msix;
+mod pciexbar;
 pub mod regs;
 pub mod resources;
 pub mod spec;
