@@ -184,11 +184,17 @@ impl Store {
 
     /// UEFI firmware as Debian has it.
     fn ovmf(&self) -> Result<Vec<PathBuf>> {
+        let folder = self.ovmf_folder()?;
+        Ok(firmware::OVMF.iter().map(|name| folder.join(name)).collect())
+    }
+
+    /// The folder that it is in.
+    pub(crate) fn ovmf_folder(&self) -> Result<PathBuf> {
         let folder = self.folder.join("ovmf");
         let files = firmware::OVMF.map(|name| (format!("usr/share/OVMF/{name}"), name));
         let files: Vec<_> = files.iter().map(|(from, to)| (from.as_str(), *to)).collect();
         self.files_of(Arch::Amd64, "ovmf", &folder, &files)?;
-        Ok(firmware::OVMF.iter().map(|name| folder.join(name)).collect())
+        Ok(folder)
     }
 
     /// Firmware built for bhyve.
@@ -197,7 +203,7 @@ impl Store {
     }
 
     /// A disk that UEFI firmware boots from.
-    fn efi_disk(&self) -> Result<PathBuf> {
+    pub(crate) fn efi_disk(&self) -> Result<PathBuf> {
         let (shim, grub) = (self.folder.join("shim"), self.folder.join("grub"));
         self.files_of(Arch::Amd64, "shim-signed", &shim, &[("usr/lib/shim/shimx64.efi.signed", "shim.efi")])?;
         let signed = "usr/lib/grub/x86_64-efi-signed/grubx64.efi.signed";

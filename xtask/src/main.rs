@@ -35,13 +35,14 @@ usage: cargo xtask COMMAND
       --qemu    boot the same guest with QEMU's software CPU, to compare
   test
       Check formatting and lints, run all tests, those that boot guests included.
-  bench [--only LIST] [--rounds N] [--div N] [--smp] [--real] [--io] [--seconds N] [--memory MIB] [--no-peer] [--json FILE] [-- BHYVE ARGUMENTS]
+  bench [--only LIST] [--rounds N] [--div N] [--smp] [--real] [--io] [--firmware] [--seconds N] [--memory MIB] [--no-peer] [--json FILE] [-- BHYVE ARGUMENTS]
       Run the same guests in turn natively (their programs), under QEMU's software CPU and under bhyve's; print a table.
       --only    groups (boot int fp simd mem os smp idle real) or workloads (int_fib, real_sqlite), separated by commas
       --rounds  how often; the table has medians (5)
       --div     divides the work, for a quick look
       --smp     two virtual CPUs too
       --io      disks and networks instead (or one: --only io, --only net), N seconds (2) for each test
+      --firmware from OVMF's start to GRUB's menu instead
       --real    a Debian guest with ordinary programs too
       --no-peer without QEMU
   fuzz DEVICE|all [SECONDS] [--seed N]

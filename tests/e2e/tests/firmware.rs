@@ -130,6 +130,27 @@ fn debian_boots_through_bhyves_firmware() {
     debian_lives_with(&Firmware::bhyve(folder.path()), 4);
 }
 
+/// OVMF's other board, with one CPU and memory beyond where that board's memory-mapped configuration is.
+#[test]
+fn debian_boots_on_a_q35() {
+    let folder = files::scratch();
+    let machine = Debian::amd64()
+        .memory("4G")
+        .firmware(&Firmware::ovmf(folder.path()).files())
+        .args(&["-o", "pci.0.0.0.compat=q35"])
+        .build();
+    let mut guest = machine.boot();
+    assert_eq!(guest.shell("nproc").trim(), "1");
+    let bridge = guest.shell("lspci -n -s 0:0.0");
+    guest.check(bridge.contains("8086:29c0"), &bridge);
+    // Where the firmware put it, 35:28 of the address and the enable bit.
+    let register = guest.shell("setpci -s 0:0.0 60.l");
+    guest.check(register.trim().ends_with("0000001"), &register);
+    let memory: u64 = guest.shell("awk '/MemTotal/ { print $2 }' /proc/meminfo").trim().parse().unwrap();
+    guest.check((3_700_000..=4 << 20).contains(&memory), &format!("{memory} KiB of memory"));
+    debian::power_off(&mut guest);
+}
+
 /// With Microsoft's and Debian's keys enrolled, Debian's signed shim, GRUB and kernel run, and a kernel with a byte changed does not.
 #[test]
 fn secure_boot_refuses_what_is_not_signed() {

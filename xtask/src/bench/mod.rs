@@ -6,11 +6,13 @@
 //! | `engine` | the command lines of the machines, and the native runs              |
 //! | `io`     | the guest that measures disks                                      |
 //! | `net`    | the guest that measures networks                                   |
+//! | `firmware` | the way through firmware to a boot loader                       |
 //! | `watch`  | runs one machine: its lines, its times, what it costs the host       |
 //! | `record` | what was measured, by workload and column                           |
 //! | `table`  | ratios, groups and bars; the table and the JSON file                |
 
 mod engine;
+mod firmware;
 pub(crate) mod guest;
 mod io;
 mod machine;
@@ -43,6 +45,8 @@ pub(crate) struct Options {
     real: bool,
     /// Disks and networks instead of programs.
     io: bool,
+    /// The way through firmware instead of programs.
+    firmware: bool,
     peer: bool,
     json: Option<PathBuf>,
     /// MiB of each guest.
@@ -65,6 +69,7 @@ impl Options {
             smp: false,
             real: false,
             io: false,
+            firmware: false,
             peer: true,
             json: None,
             memory: 512,
@@ -84,6 +89,7 @@ impl Options {
                 Long("smp") => options.smp = true,
                 Long("real") => options.real = true,
                 Long("io") => options.io = true,
+                Long("firmware") => options.firmware = true,
                 Long("no-peer") => options.peer = false,
                 Long("seconds") => options.seconds = parser.value()?.parse()?,
                 Long("memory") => options.memory = parser.value()?.parse()?,
@@ -159,6 +165,9 @@ pub(crate) fn run(options: Options) -> Result<ExitCode> {
     let program = boot::build()?;
     let qemu = options.peer.then(|| need_tool("qemu-system-x86_64", "qemu-system-x86")).transpose()?;
     let store = Store::open()?;
+    if options.firmware {
+        return run_firmware(&options, &store, program, qemu);
+    }
     if options.io {
         return run_io(&options, &store, program, qemu);
     }
@@ -197,8 +206,7 @@ fn run_io(options: &Options, store: &Store, program: PathBuf, qemu: Option<PathB
     let (seconds, memory) = (options.seconds, options.memory);
     let disks = options.wants("io").then(|| io::Bench::build(store, seconds, memory)).transpose()?;
     let networks = options.wants("net").then(|| net::Bench::build(store, seconds, memory)).transpose()?;
-    let mut machines = vec![(Column::Bhyve, program)];
-    machines.extend(qemu.map(|program| (Column::Tcg, program)));
+    let machines = machines(program, qemu);
     let mut record = Record::default();
     for round in 0..options.rounds {
         say(&format!("round {} of {}: disks and networks", round + 1, options.rounds));
@@ -210,6 +218,25 @@ fn run_io(options: &Options, store: &Store, program: PathBuf, qemu: Option<PathB
         }
     }
     finish(options, &record)
+}
+
+/// Measures the way to the boot loader.
+fn run_firmware(options: &Options, store: &Store, program: PathBuf, qemu: Option<PathBuf>) -> Result<ExitCode> {
+    let bench = firmware::Bench::build(store, options.memory)?;
+    let machines = machines(program, qemu);
+    let mut record = Record::default();
+    for round in 0..options.rounds {
+        say(&format!("round {} of {}: firmware", round + 1, options.rounds));
+        bench.round(&machines, round, &mut record)?;
+    }
+    finish(options, &record)
+}
+
+/// The programs in the order of a first round.
+fn machines(program: PathBuf, qemu: Option<PathBuf>) -> Vec<(Column, PathBuf)> {
+    let mut machines = vec![(Column::Bhyve, program)];
+    machines.extend(qemu.map(|program| (Column::Tcg, program)));
+    machines
 }
 
 /// Prints the table, and says whether the results are right.

@@ -23,6 +23,7 @@ struct Group {
 
 const GROUPS: [Group; 11] = [
     Group { title: "boot to init", has: |row| row == "boot", tcg: 1.0, native: None, every: false },
+    Group { title: "firmware to GRUB", has: |row| row.starts_with("firmware_"), tcg: 1.0, native: None, every: true },
     Group {
         title: "int without smc, atomic",
         has: |row| row.starts_with("int_") && row != "int_smc" && row != "int_atomic",

@@ -1,7 +1,7 @@
 //! Runs one machine: what its guest says, when, and what it costs the host.
 
 use std::fs;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
@@ -99,6 +99,34 @@ pub(super) fn run(command: &mut Command, memory: u64) -> Result<Outcome> {
     Ok(outcome)
 }
 
+/// Runs a machine until its console has shown `text`, and ends it; returns how long that took.
+pub(super) fn until(command: &mut Command, text: &str) -> Result<Duration> {
+    let start = Instant::now();
+    let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn();
+    let mut child = Guard(child.with_context(|| format!("cannot start {}", describe(command)))?);
+    let mut console = child.0.stdout.take().context("no pipe to the guest's console")?;
+    let (sender, receiver) = mpsc::channel();
+    thread::spawn(move || {
+        let mut bytes = [0; 4096];
+        while let Ok(read @ 1..) = console.read(&mut bytes) {
+            if sender.send((Instant::now(), bytes[..read].to_vec())).is_err() {
+                break;
+            }
+        }
+    });
+    let mut said = Vec::new();
+    while let Ok((time, bytes)) = receiver.recv_timeout(SILENCE) {
+        // What was looked at already can only be the beginning of it.
+        let from = said.len().saturating_sub(text.len());
+        said.extend(bytes);
+        if said[from..].windows(text.len()).any(|window| window == text.as_bytes()) {
+            return Ok(time - start);
+        }
+    }
+    let last = String::from_utf8_lossy(&said[said.len().saturating_sub(1000)..]).into_owned();
+    bail!("{} has not shown {text:?} but:\n{last}", describe(command));
+}
+
 /// CPU time that a process has used so far, in seconds (proc(5), /proc/PID/stat, fields 14 and 15).
 fn cpu_time(pid: u32) -> Option<f64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
@@ -158,6 +186,15 @@ Pss:                  20 kB
 ";
         assert_eq!(beyond_guest(smaps, 512 << 20), Some(120 << 10));
         assert_eq!(beyond_guest("", 1), Some(0));
+    }
+
+    #[test]
+    fn a_text_is_waited_for() {
+        let mut command = Command::new("sh");
+        command.args(["-c", "echo one; printf 'tw'; printf 'o here'; sleep 1000"]);
+        assert!(until(&mut command, "two").is_ok());
+        let error = until(Command::new("echo").arg("three"), "two").unwrap_err().to_string();
+        assert!(error.contains("has not shown \"two\" but:\nthree"), "{error}");
     }
 
     #[test]
