@@ -23,7 +23,6 @@ struct Group {
 
 const GROUPS: [Group; 11] = [
     Group { title: "boot to init", has: |row| row == "boot", tcg: 1.0, native: None, every: false },
-    Group { title: "firmware to GRUB", has: |row| row.starts_with("firmware_"), tcg: 1.0, native: None, every: true },
     Group {
         title: "int without smc, atomic",
         has: |row| row.starts_with("int_") && row != "int_smc" && row != "int_atomic",
@@ -58,6 +57,7 @@ const GROUPS: [Group; 11] = [
     Group { title: "disks", has: |row| row.starts_with("io_"), tcg: 2.0, native: None, every: true },
     Group { title: "networks", has: |row| row.starts_with("net_"), tcg: 2.0, native: None, every: true },
     Group { title: "real programs", has: |row| row.starts_with("real_"), tcg: 4.0, native: None, every: true },
+    Group { title: "firmware to GRUB", has: |row| row.starts_with("firmware_"), tcg: 1.0, native: None, every: true },
 ];
 
 /// Work of `int_sha256` on one CPU and of `smp_sha256` on each of two, in the same unit.

@@ -191,7 +191,7 @@ Pss:                  20 kB
     #[test]
     fn a_text_is_waited_for() {
         let mut command = Command::new("sh");
-        command.args(["-c", "echo one; printf 'tw'; printf 'o here'; sleep 1000"]);
+        command.args(["-c", "echo one; printf 'tw'; printf 'o here'; exec sleep 1000"]);
         assert!(until(&mut command, "two").is_ok());
         let error = until(Command::new("echo").arg("three"), "two").unwrap_err().to_string();
         assert!(error.contains("has not shown \"two\" but:\nthree"), "{error}");
