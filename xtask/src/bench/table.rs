@@ -21,7 +21,7 @@ struct Group {
     every: bool,
 }
 
-const GROUPS: [Group; 11] = [
+const GROUPS: [Group; 12] = [
     Group { title: "boot to init", has: |row| row == "boot", tcg: 1.0, native: None, every: false },
     Group {
         title: "int without smc, atomic",
