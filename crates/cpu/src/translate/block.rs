@@ -4,10 +4,10 @@ use iced_x86::{ConstantOffsets, Instruction, InstructionInfoFactory};
 
 use super::ahead::{self, Body, Second};
 use super::asm::{Asm, Fixup, Mem, reg::*};
-use super::classify::{How, classify};
+use super::classify::{How, classify, uses_memory};
 use super::held::Held;
 use super::loose::{self, Recovery};
-use super::memory::Retry;
+use super::memory::{Retry, addressable};
 use super::rewrite::number;
 use super::share::{self, Shared};
 use super::{Site, SiteKind, resident, system};
@@ -327,7 +327,9 @@ fn decode_block(request: &Request<'_>, host_alu: &mut crate::interp::hostalu::Ho
         let (instruction, offsets, op, flow) = decoded;
         let start = if request.crossing { request.start } else { at as u32 };
         let next = start + u32::from(op.len);
+        let legacy = !request.mode.is_64();
         let how = match system::form(&instruction, flow, request) {
+            Some(_) if uses_memory(&instruction) && !addressable(&op, next, legacy) => How::Interpret,
             Some(how) => how,
             None => classify(&instruction, &op, flow, next, request),
         };

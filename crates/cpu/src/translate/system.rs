@@ -64,7 +64,7 @@ pub(super) fn form(i: &Instruction, flow: Flow, request: &Request<'_>) -> Option
         N::Syscall => request.mode.is_64(),
         N::Rdfsbase | N::Rdgsbase | N::Wrfsbase | N::Wrgsbase => request.cr4 & cr4::FSGSBASE != 0,
         N::Mov if matches!(i.code(), Code::Mov_r64_cr | Code::Mov_r32_cr) => kernel && control_register(i).is_some(),
-        N::Mov if matches!(i.code(), Code::Mov_r64m16_Sreg | Code::Mov_r32m16_Sreg) => i.op0_kind() == OpKind::Register,
+        N::Mov if stores_selector(i) => true,
         _ => return None,
     };
     // Where this guest CPU does not have the instruction, the block ends at it.
@@ -81,6 +81,10 @@ pub(super) fn ends(i: &Instruction) -> bool {
 /// Whether the instruction holds off interrupts for one more.
 pub(super) fn casts_shadow(i: &Instruction) -> bool {
     i.mnemonic() == Mnemonic::Sti
+}
+
+fn stores_selector(i: &Instruction) -> bool {
+    matches!(i.code(), Code::Mov_r64m16_Sreg | Code::Mov_r32m16_Sreg | Code::Mov_rm16_Sreg)
 }
 
 /// Offset in the vCPU of the control register that is read.
@@ -128,19 +132,33 @@ impl Translator<'_> {
                 self.load_word(RCX, &Mem::base(RCX, control_register(i).unwrap_or(0)));
                 self.put_register(insn.op.r1, RCX);
             }
-            _ => {
-                self.vcpu(RCX);
-                let selector = segment(usize::from(insn.op.r2.min(5))) + offset_of!(Segment, selector) as i32;
-                // MOVZX r32, m16
-                self.asm.op_mem(false, &[0x0f, 0xb7], RCX, &Mem::base(RCX, selector));
-                self.put_register(insn.op.r1, RCX);
-            }
+            _ => self.store_selector(insn),
         }
     }
 
     /// The address of the vCPU.
     fn vcpu(&mut self, to: u8) {
         self.asm.load(to, &Mem::context(at!(vcpu)));
+    }
+
+    /// MOV from a segment register.
+    fn store_selector(&mut self, insn: &Insn) {
+        let memory = insn.instruction.op0_kind() == OpKind::Memory;
+        let place = if memory { self.access(insn, 2, true, 1) } else { spilled(insn.op.r1) };
+        let index = if memory { insn.op.r1 } else { insn.op.r2 };
+        self.vcpu(RCX);
+        let selector = segment(usize::from(index.min(5))) + offset_of!(Segment, selector) as i32;
+        // MOVZX r32, m16
+        self.asm.op_mem(false, &[0x0f, 0xb7], RCX, &Mem::base(RCX, selector));
+        if !memory && insn.op.osize != 2 {
+            return self.put_register(insn.op.r1, RCX);
+        }
+        // MOV r/m16, CX
+        self.asm.u8(0x66);
+        match resident(insn.op.r1).filter(|_| !memory) {
+            Some(host) => self.asm.op_reg(false, &[0x89], RCX, host),
+            None => self.asm.op_mem(false, &[0x89], RCX, &place),
+        }
     }
 
     /// Stores 64 bits into a guest register.

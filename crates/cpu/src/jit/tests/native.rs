@@ -89,6 +89,11 @@ fn system_calls() {
                 a.wrfsbase(r8)?;
                 a.xor(rax, r8)?;
                 a.mov(rdx, cr3)?;
+                a.mov(r9w, cs)?;
+                a.mov(r13w, ss)?;
+                a.mov(r14d, es)?;
+                a.mov(word_ptr(rbx * 2 + 0x100).gs(), ss)?;
+                a.add(rax, qword_ptr(0x200).gs())?;
                 a.cld()?;
                 a.cli()?;
                 a.dec(rbx)?;
