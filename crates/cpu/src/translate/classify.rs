@@ -121,7 +121,7 @@ fn native_form(i: &Instruction, vectors: u8, legacy: bool) -> How {
         _ if i.is_jcc_short_or_near() => How::Branch,
         N::Push
             if i.stack_pointer_increment() == -word
-                && (i.op0_kind() != OpKind::Register || i.op0_register().is_gpr()) =>
+                && (i.op0_kind() != OpKind::Register || is_whole_or_selector(i.op0_register())) =>
         {
             if i.op0_kind() == OpKind::Memory { How::PushMemory } else { How::Push }
         }
@@ -148,6 +148,10 @@ fn native_form(i: &Instruction, vectors: u8, legacy: bool) -> How {
         _ if super::x87::is_x87(i) => super::x87::form(i, vectors, legacy),
         _ => super::vector::form(i, vectors),
     }
+}
+
+fn is_whole_or_selector(r: Register) -> bool {
+    r.is_gpr() || r.is_segment_register()
 }
 
 /// Whether it is AH, CH, DH or BH.

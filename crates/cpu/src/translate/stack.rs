@@ -24,14 +24,19 @@ pub(super) fn keeps_moved(insn: &Insn) -> bool {
 }
 
 impl Translator<'_> {
-    /// PUSH of a register or an immediate.
+    /// PUSH of a register, a segment register or an immediate.
     pub(super) fn push(&mut self, insn: &Insn) {
         let word = self.word() as i32;
-        if resident(insn.op.r1) == Some(R13) && insn.instruction.op0_kind() == OpKind::Register {
+        let register = insn.instruction.op0_kind() == OpKind::Register;
+        let selector = register && insn.instruction.op0_register().is_segment_register();
+        if register && !selector && resident(insn.op.r1) == Some(R13) {
             self.settle_stack();
         }
         let place = self.stack_access(insn, R13, -word, true);
-        if insn.instruction.op0_kind() == OpKind::Register {
+        if selector {
+            self.load_selector(insn.op.r1);
+            self.store_word(&place, RCX);
+        } else if register {
             let source = self.in_register(insn.op.r1, RCX);
             self.store_word(&place, source);
         } else {

@@ -141,15 +141,20 @@ impl Translator<'_> {
         self.asm.load(to, &Mem::context(at!(vcpu)));
     }
 
+    /// Loads the selector of a segment register into RCX.
+    pub(super) fn load_selector(&mut self, index: u8) {
+        self.vcpu(RCX);
+        let selector = segment(usize::from(index.min(5))) + offset_of!(Segment, selector) as i32;
+        // MOVZX r32, m16
+        self.asm.op_mem(false, &[0x0f, 0xb7], RCX, &Mem::base(RCX, selector));
+    }
+
     /// MOV from a segment register.
     fn store_selector(&mut self, insn: &Insn) {
         let memory = insn.instruction.op0_kind() == OpKind::Memory;
         let place = if memory { self.access(insn, 2, true, 1) } else { spilled(insn.op.r1) };
         let index = if memory { insn.op.r1 } else { insn.op.r2 };
-        self.vcpu(RCX);
-        let selector = segment(usize::from(index.min(5))) + offset_of!(Segment, selector) as i32;
-        // MOVZX r32, m16
-        self.asm.op_mem(false, &[0x0f, 0xb7], RCX, &Mem::base(RCX, selector));
+        self.load_selector(index);
         if !memory && insn.op.osize != 2 {
             return self.put_register(insn.op.r1, RCX);
         }

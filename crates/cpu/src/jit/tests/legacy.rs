@@ -61,6 +61,15 @@ fn loops_calls_and_the_stack() {
         a.xor(eax, eax)?;
         a.mov(dword_ptr(DATA32 + 0x800), 0)?;
         a.set_label(&mut again)?;
+        a.push(fs)?;
+        a.push(cs)?;
+        a.push(ds)?;
+        a.pop(ebx)?;
+        a.pop(edx)?;
+        a.add(eax, ebx)?;
+        a.pop(ebx)?;
+        a.add(eax, edx)?;
+        a.add(eax, ebx)?;
         a.push(ecx)?;
         a.push(dword_ptr(DATA32 + 0x800))?;
         a.push(0x1234)?;

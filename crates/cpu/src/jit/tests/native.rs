@@ -92,6 +92,10 @@ fn system_calls() {
                 a.mov(r9w, cs)?;
                 a.mov(r13w, ss)?;
                 a.mov(r14d, es)?;
+                a.push(fs)?;
+                a.push(gs)?;
+                a.pop(r12)?;
+                a.pop(rdx)?;
                 a.mov(word_ptr(rbx * 2 + 0x100).gs(), ss)?;
                 a.add(rax, qword_ptr(0x200).gs())?;
                 a.cld()?;
