@@ -14,7 +14,7 @@ use crate::interp::fpu::{Vectors, X87Copy};
 use crate::mmu::tlb::AccessMode;
 use crate::state::flags::Flags;
 use crate::state::{RIP, Shadow};
-use crate::translate::block::Course;
+use crate::translate::course::Course;
 use crate::translate::flags;
 use crate::{Step, Trap, Vcpu};
 

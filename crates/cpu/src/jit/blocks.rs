@@ -5,7 +5,8 @@ use std::hash::{BuildHasherDefault, Hash, Hasher};
 
 use memory::{CodeTag, PageMap};
 
-use crate::translate::block::{Course, Landing};
+use crate::translate::block::Landing;
+use crate::translate::course::Course;
 
 /// What a block is found by.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -3,7 +3,8 @@
 //! | file        | what it decides                                                             |
 //! |-------------|-----------------------------------------------------------------------------|
 //! | [`asm`]     | how host instructions are written                                           |
-//! | [`block`]   | where a block ends, and in what order its instructions are emitted           |
+//! | [`course`]  | which instructions a block has, and where it ends                            |
+//! | [`block`]   | in what order they are emitted                                               |
 //! | [`classify`]| which instructions run natively, and which in the interpreter                |
 //! | [`flags`]   | which arithmetic flags the manuals leave undefined                          |
 //! | [`memory`]  | addresses and the inline TLB check                                          |
@@ -13,6 +14,7 @@
 //! | [`control`] | branches, calls, returns, and how blocks hang together                       |
 //! | [`share`]   | which accesses need one check together                                       |
 //! | [`ahead`]   | loops whose accesses are checked for many iterations at once                |
+//! | [`values`]  | what is known of register contents, for that                                 |
 //! | [`stack`]   | PUSH, POP, LEAVE                                                            |
 //! | [`legacy`]  | what differs outside 64-bit mode                                            |
 //! | [`divide`]  | DIV, IDIV                                                                   |
@@ -31,14 +33,15 @@
 //!
 //! Outside 64-bit mode registers, addresses and stack words have 32 bits, and host registers hold zeroes above them.
 //!
-//! Whatever is emitted around the guest's instructions leaves the flags alone, so that they are right wherever emitted code is
-//! left, in a fault's frame too.
+//! Whatever is emitted around the guest's instructions leaves the flags alone, or can bring them back ([`loose`]), so that they are
+//! right wherever emitted code is left, in a fault's frame too.
 
 mod ahead;
 pub(crate) mod asm;
 pub(crate) mod block;
 mod classify;
 mod control;
+pub(crate) mod course;
 mod divide;
 mod exchange;
 pub(crate) mod flags;
@@ -51,6 +54,7 @@ pub(crate) mod share;
 mod stack;
 mod string;
 pub(crate) mod system;
+mod values;
 pub(crate) mod vector;
 mod x87;
 
