@@ -1,5 +1,5 @@
 //! Firmware and what it boots: Debian's OVMF, bhyve's own firmware built from Debian's edk2 source package, a disk with Debian's
-//! boot loaders, Debian's installer.
+//! boot loaders.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -113,10 +113,6 @@ menuentry unsigned --id unsigned {
   linux /unsigned console=ttyS0
   initrd /initrd.gz
 }
-menuentry installer --id installer {
-  linux /install/linux console=ttyS0 TERM=dumb DEBIAN_FRONTEND=text
-  initrd /install/initrd.gz
-}
 ";
 
 /// What goes onto the disk that firmware boots from.
@@ -124,15 +120,14 @@ pub(crate) struct EfiDisk<'a> {
     /// Debian's signed boot loaders.
     pub(crate) shim: &'a Path,
     pub(crate) grub: &'a Path,
-    /// A small system, and Debian's installer.
+    /// A small system.
     pub(crate) guest: &'a Guest,
-    pub(crate) installer: &'a Guest,
 }
 
 /// Makes a disk with a GPT and an EFI system partition: Debian's signed shim and GRUB where firmware looks for them on a disk that
-/// it does not know, a kernel, the same kernel with a byte changed, and Debian's installer.
+/// it does not know, a kernel, and the same kernel with a byte changed.
 pub(crate) fn efi_disk(image: &Path, disk: &EfiDisk<'_>) -> Result<()> {
-    let EfiDisk { shim, grub, guest, installer } = disk;
+    let EfiDisk { shim, grub, guest } = disk;
     if image.exists() {
         return Ok(());
     }
@@ -143,8 +138,6 @@ pub(crate) fn efi_disk(image: &Path, disk: &EfiDisk<'_>) -> Result<()> {
     copy(grub, &content.join("EFI/BOOT/grubx64.efi"))?;
     copy(&guest.kernel, &content.join("vmlinuz"))?;
     copy(&guest.initramfs, &content.join("initrd.gz"))?;
-    copy(&installer.kernel, &content.join("install/linux"))?;
-    copy(&installer.initramfs, &content.join("install/initrd.gz"))?;
     let mut kernel = fs::read(&guest.kernel).with_context(|| format!("cannot read {}", guest.kernel.display()))?;
     if let Some(byte) = kernel.get_mut(4 << 20) {
         *byte ^= 0xff;

@@ -9,10 +9,11 @@ use rustix::fs::{FlockOperation, flock};
 
 use crate::apt::Apt;
 use crate::firmware::EfiDisk;
+use crate::iso::Medium;
 use crate::layout::{self, Arch};
 use crate::modinfo::Modules;
 use crate::process::{find_tool, say};
-use crate::{bench, deb, debian, disk, firmware, initramfs};
+use crate::{bench, deb, debian, disk, firmware, initramfs, iso};
 
 /// The guests' folder, locked for this process while the store is open.
 pub(crate) struct Store {
@@ -63,11 +64,12 @@ impl Store {
             "ovmf" => self.ovmf()?,
             "bhyve-firmware" => self.bhyve_firmware()?,
             "efi-disk" => vec![self.efi_disk()?],
+            "installer-iso" => vec![self.installer_iso()?],
             "netboot" => self.netboot()?.into(),
             "all" => self.all()?,
             _ => bail!(
                 "unknown guest part \"{name}\": kernel-amd64, kernel-i386, initramfs-amd64, initramfs-i386, generic, memtest, \
-                 disk, debian, debian-i386, ovmf, bhyve-firmware, efi-disk, netboot, bench, bench-real or all"
+                 disk, debian, debian-i386, ovmf, bhyve-firmware, efi-disk, installer-iso, netboot, bench, bench-real or all"
             ),
         })
     }
@@ -95,6 +97,7 @@ impl Store {
         files.extend(self.ovmf()?);
         files.extend(self.bhyve_firmware()?);
         files.push(self.efi_disk()?);
+        files.push(self.installer_iso()?);
         Ok(files)
     }
 
@@ -204,16 +207,34 @@ impl Store {
 
     /// A disk that UEFI firmware boots from.
     pub(crate) fn efi_disk(&self) -> Result<PathBuf> {
-        let (shim, grub) = (self.folder.join("shim"), self.folder.join("grub"));
-        self.files_of(Arch::Amd64, "shim-signed", &shim, &[("usr/lib/shim/shimx64.efi.signed", "shim.efi")])?;
-        let signed = "usr/lib/grub/x86_64-efi-signed/grubx64.efi.signed";
-        self.files_of(Arch::Amd64, "grub-efi-amd64-signed", &grub, &[(signed, "grub.efi")])?;
         let image = self.folder.join("efi-disk.img");
-        let (shim, grub) = (shim.join("shim.efi"), grub.join("grub.efi"));
-        let [kernel, initramfs] = self.netboot()?;
-        let (guest, installer) = (self.guest(Arch::Amd64)?, Guest { kernel, initramfs });
-        firmware::efi_disk(&image, &EfiDisk { shim: &shim, grub: &grub, guest: &guest, installer: &installer })?;
+        let (shim, grub) = (self.shim()?, self.grub("grub", "grubx64.efi.signed")?);
+        firmware::efi_disk(&image, &EfiDisk { shim: &shim, grub: &grub, guest: &self.guest(Arch::Amd64)? })?;
         Ok(image)
+    }
+
+    /// Debian's installer on an ISO image.
+    fn installer_iso(&self) -> Result<PathBuf> {
+        let image = self.folder.join("installer.iso");
+        let (shim, grub) = (self.shim()?, self.grub("grub-cd", "gcdx64.efi.signed")?);
+        let [kernel, initramfs] = self.netboot()?;
+        iso::make(&image, &Medium { shim: &shim, grub: &grub, installer: &Guest { kernel, initramfs } })?;
+        Ok(image)
+    }
+
+    /// Debian's boot loader that Microsoft signed.
+    fn shim(&self) -> Result<PathBuf> {
+        let folder = self.folder.join("shim");
+        self.files_of(Arch::Amd64, "shim-signed", &folder, &[("usr/lib/shim/shimx64.efi.signed", "shim.efi")])?;
+        Ok(folder.join("shim.efi"))
+    }
+
+    /// One of the variants of GRUB that Debian signed, kept in `folder`.
+    fn grub(&self, folder: &str, variant: &str) -> Result<PathBuf> {
+        let folder = self.folder.join(folder);
+        let signed = format!("usr/lib/grub/x86_64-efi-signed/{variant}");
+        self.files_of(Arch::Amd64, "grub-efi-amd64-signed", &folder, &[(&signed, "grub.efi")])?;
+        Ok(folder.join("grub.efi"))
     }
 
     /// Debian's installer for serial consoles and the network: kernel and initramfs.

@@ -19,6 +19,7 @@
 //! | `ovmf/` | UEFI firmware of Debian's package `ovmf`, with variable stores |
 //! | `bhyve-firmware/` | `BHYVE.fd`, `BHYVE_CODE.fd`, `BHYVE_VARS.fd`: bhyve's own UEFI firmware, built from Debian's edk2 |
 //! | `efi-disk.img` | a disk with Debian's signed shim and GRUB, and the amd64 guest |
+//! | `installer.iso` | an ISO image with Debian's signed shim and GRUB, and Debian's installer |
 //! | `netboot/` | Debian's installer: `linux`, `initrd.gz` |
 //! | `bench/` | the benchmark guest: `vmlinuz`, `initramfs.cpio.gz`, and the program `bench` |
 //! | `busybox-ARCH/`, `apt-ARCH/` | intermediate: the static busybox; package lists and packages |

@@ -14,6 +14,7 @@ mod firmware;
 mod fuzz;
 mod guests;
 mod initramfs;
+mod iso;
 mod layout;
 mod modinfo;
 mod process;
@@ -50,8 +51,8 @@ usage: cargo xtask COMMAND
   guest NAME...
       Get or build parts of the guests and print their paths:
       kernel-amd64 kernel-i386 initramfs-amd64 initramfs-i386 memtest disk debian debian-i386 bench bench-real
-      ovmf bhyve-firmware efi-disk netboot, or all (all but debian-i386, firmware, efi-disk and the benchmarks). debian and debian-i386 are
-      installed systems on a disk of their own.
+      ovmf bhyve-firmware efi-disk installer-iso netboot, or all (all but debian-i386 and the benchmarks). debian and
+      debian-i386 are installed systems on a disk of their own.
 
 The guests are kept in guests/ (another folder: BHYVE_GUESTS) and fetched once; remove the folder to get
 newer ones. They come from the Debian mirror that this machine uses (another one: BHYVE_DEBIAN_MIRROR).";

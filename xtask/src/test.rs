@@ -21,6 +21,7 @@ const TOOLS: &[(&str, &str)] = &[
     ("sfdisk", "fdisk"),
     ("mkfs.vfat", "dosfstools"),
     ("mcopy", "mtools"),
+    ("xorriso", "xorriso"),
     ("qemu-img", "qemu-utils"),
     ("qemu-nbd", "qemu-utils"),
     ("swtpm", "swtpm"),

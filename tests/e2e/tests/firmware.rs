@@ -170,10 +170,19 @@ fn secure_boot_refuses_what_is_not_signed() {
     guest.expect_exit(0);
 }
 
-/// Debian's installer from a medium that firmware starts; code and variables of the firmware are in one file.
+/// Code and variables of the firmware are in one file.
 #[test]
-fn debians_installer_shows_its_first_menu() {
-    let mut guest = Firmware { code: files::guest_file("bhyve-firmware/BHYVE.fd"), vars: None }.menu();
-    guest.send(&format!("{DOWN}{DOWN}\r"));
+fn firmware_in_one_file_starts_grub() {
+    Firmware { code: files::guest_file("bhyve-firmware/BHYVE.fd"), vars: None }.menu();
+}
+
+/// From an ISO image without a partition table: only its El Torito boot catalogue leads to the boot loader.
+#[test]
+fn debians_installer_starts_from_an_iso_image() {
+    let folder = files::scratch();
+    let medium = format!("4,virtio-blk,{},ro", files::guest_file("installer.iso").display());
+    let mut guest = Firmware::ovmf(folder.path()).start(&["-s", &medium]);
+    guest.wait_for("*installer");
+    guest.send("\r");
     guest.wait_for("Select a language");
 }
