@@ -10,6 +10,7 @@ use boot::{Firmware, FirmwareError, Flavour};
 use config::pci::PciFunction;
 use config::{Config, lpc};
 use devices::chipset::pm::Pm;
+use devices::chipset::tpm;
 use devices::firmware::{self, Flash, FwCfg, FwCfgItems, FwCtl, compat};
 use devices::pci::Chipset;
 use memory::{GuestMemory, HIGH_MEMORY_BASE, RomKind};
@@ -90,6 +91,12 @@ impl BootRom {
         let vars = vars.map(|path| open_vars(Path::new(path))).transpose()?;
         let firmware = make(rom, code, vars.as_ref())?;
         let mut notes = Vec::new();
+        if firmware.flavour == Flavour::Qemu && needs_smm(Path::new(rom)) {
+            notes.push(format!(
+                "warning: boot ROM \"{rom}\" needs System Management Mode, which is not emulated, and stops without a word: \
+                 take OVMF_CODE_4M.fd, for secure boot with a copy of OVMF_VARS_4M.ms.fd"
+            ));
+        }
         if vars.is_none() {
             notes.push(
                 "UEFI variables end with this process: to keep them, give a file for them (-l bootrom,ROM,VARS)".into(),
@@ -175,6 +182,17 @@ fn make(rom: &str, code: Vec<u8>, vars: Option<&Vars>) -> Result<Firmware, RomEr
     Firmware::new(code, size).map_err(|source| RomError::Size { file: format!("\"{rom}\""), source })
 }
 
+/// Whether an OVMF is one that was built to require System Management Mode. Nothing outside its compressed volumes says so, but
+/// distributions' names do: `secboot` in Debian, Fedora and Arch, behind links of other names in Debian, and `-smm-` in openSUSE.
+/// Fedora's image for TDX has the name and not the mode.
+fn needs_smm(rom: &Path) -> bool {
+    let says_so = |path: &Path| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
+        (name.contains("secboot") || name.contains("-smm-")) && !name.contains("inteltdx")
+    };
+    says_so(rom) || rom.canonicalize().is_ok_and(|target| says_so(&target))
+}
+
 fn read_rom(path: &Path) -> Result<Vec<u8>, RomError> {
     read_file(path, MAX_IMAGE).map_err(|error| RomError::Rom(path.display().to_string(), error))
 }
@@ -257,7 +275,7 @@ impl Channel<'_> {
 }
 
 /// The files that firmware reads, beside the tables: what it boots, in Open Firmware's notation, which sleep states there are,
-/// the number of CPUs, the memory map.
+/// the number of CPUs, the memory map, where the TPM's physical presence interface is.
 ///
 /// # Errors
 /// A `bootindex` is not a number.
@@ -271,6 +289,9 @@ pub(crate) fn files(
     add("etc/e820", memory_map(board, flavour));
     add("etc/system-states", system_states());
     add("opt/bhyve/hw.ncpu", (board.apic_ids.len() as u32).to_le_bytes().to_vec());
+    if board.tpm {
+        add("etc/tpm/config", tpm::firmware_config().to_vec());
+    }
     let order = boot_order(&config::pci_functions(config, config::legacy::DEVICES)?)?;
     if !order.is_empty() {
         add("bootorder", order);

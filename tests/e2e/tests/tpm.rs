@@ -61,6 +61,25 @@ fn linux_gets_random_numbers_and_extends_registers() {
     debian::power_off(&mut guest);
 }
 
+/// Firmware measures what it starts, finds the physical presence interface, and says which operations it would carry out.
+#[test]
+fn ovmf_measures_and_offers_physical_presence() {
+    let folder = files::scratch();
+    let (_swtpm, socket) = Swtpm::start(folder.path());
+    let vars = folder.path().join("vars.fd");
+    std::fs::copy(files::guest_file("ovmf/OVMF_VARS_4M.fd"), &vars).unwrap();
+    let rom = format!("{},{}", files::guest_file("ovmf/OVMF_CODE_4M.fd").display(), vars.display());
+    let tpm = format!("tpm,swtpm,{}", socket.display());
+    let mut guest = Debian::amd64().firmware(&rom).args(&["-l", &tpm]).build().boot();
+    guest.shell("modprobe tpm_crb");
+    let operations = guest.shell("cat /sys/class/tpm/tpm0/ppi/tcg_operations");
+    // "5 4: User not required" or the like: number 5 clears the TPM.
+    guest.check(operations.lines().any(|line| line.starts_with("5 ")), &operations);
+    let registers = guest.shell("tpm2_pcrread sha256:0,4");
+    guest.check(registers.contains("0 : 0x") && !registers.contains(&"0".repeat(64)), &registers);
+    debian::power_off(&mut guest);
+}
+
 #[test]
 fn what_cannot_be_a_tpm_ends_with_code_4() {
     for (argument, wanted) in [

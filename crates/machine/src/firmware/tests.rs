@@ -77,3 +77,64 @@ fn qemus_firmware_sees_as_many_address_bits_as_memory_and_bars_need() {
         assert_eq!(physical_bits(high), bits);
     }
 }
+
+#[test]
+fn firmware_learns_where_physical_presence_is_if_there_is_a_tpm() {
+    let with = |tpm| {
+        let board = boot::Board {
+            apic_ids: vec![0],
+            x2apic: false,
+            topology: boot::Topology { sockets: 1, cores: 1, threads: 1 },
+            low_memory: 512 << 20,
+            high_memory: 0,
+            buses: Vec::new(),
+            lpc: None,
+            hpet: None,
+            fw_cfg: true,
+            tpm,
+            generation_id: None,
+            numa: Vec::new(),
+            caches: Vec::new(),
+            acpi: true,
+            mptable: true,
+            uuid: [0; 16],
+            smbios: boot::SmbiosStrings::default(),
+        };
+        let files = files(&config(&[]), &board, Flavour::Qemu).unwrap();
+        files.into_iter().find(|(name, _)| name == "etc/tpm/config").map(|(_, contents)| contents)
+    };
+    // The address, then versions: TPM 2.0, interface 1.3.
+    assert_eq!(with(true).unwrap(), [0x00, 0x50, 0xd4, 0xfe, 2, 1]);
+    assert_eq!(with(false), None);
+}
+
+#[test]
+fn images_that_need_system_management_mode_are_told_by_their_names() {
+    let folder = tempfile::tempdir().unwrap();
+    let rom = |name: &str, guid: &[u8]| {
+        let path = folder.path().join(name);
+        let mut image = vec![0; 8192];
+        image[8192 - 48..][..guid.len()].copy_from_slice(guid);
+        std::fs::write(&path, image).unwrap();
+        path
+    };
+    // What OVMF is recognised by.
+    let ovmf = 0x96b5_82de_1fb2_45f7_baea_a366_c55a_082d_u128.to_be_bytes();
+    let guid = [3, 2, 1, 0, 5, 4, 7, 6, 8, 9, 10, 11, 12, 13, 14, 15].map(|index| ovmf[index]);
+    let warned = |path: &Path| {
+        let notes = BootRom::named(&path.display().to_string(), None).unwrap().notes;
+        let lines: Vec<_> = notes.iter().filter(|note| note.contains("System Management Mode")).collect();
+        assert!(lines.iter().all(|line| line.contains("OVMF_VARS_4M.ms.fd") && !line.contains('\n')), "{lines:?}");
+        assert!(lines.len() <= 1, "{lines:?}");
+        lines.len() == 1
+    };
+    let secure = rom("OVMF_CODE_4M.secboot.fd", &guid);
+    assert!(warned(&secure));
+    let link = folder.path().join("OVMF_CODE_4M.ms.fd");
+    std::os::unix::fs::symlink(&secure, &link).unwrap();
+    assert!(warned(&link));
+    assert!(warned(&rom("ovmf-x86_64-smm-ms-code.bin", &guid)));
+    assert!(!warned(&rom("OVMF_CODE_4M.fd", &guid)));
+    assert!(!warned(&rom("OVMF.inteltdx.secboot.fd", &guid)));
+    assert!(!warned(&rom("other.secboot.fd", &[])));
+}
