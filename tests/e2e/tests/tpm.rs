@@ -75,6 +75,9 @@ fn ovmf_measures_and_offers_physical_presence() {
     let operations = guest.shell("cat /sys/class/tpm/tpm0/ppi/tcg_operations");
     // "5 4: User not required" or the like: number 5 clears the TPM.
     guest.check(operations.lines().any(|line| line.starts_with("5 ")), &operations);
+    let area = guest.shell("od -An -tx4 -j64 -N12 /sys/firmware/acpi/tables/TPM2");
+    let words: Vec<_> = area.split_whitespace().collect();
+    guest.check(matches!(words[..], ["00010000", low, "00000000"] if low != "00000000"), &area);
     let registers = guest.shell("tpm2_pcrread sha256:0,4");
     guest.check(registers.contains("0 : 0x") && !registers.contains(&"0".repeat(64)), &registers);
     debian::power_off(&mut guest);

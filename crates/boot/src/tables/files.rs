@@ -11,6 +11,7 @@ use crate::board::Board;
 const RSDP: &str = "etc/acpi/rsdp";
 const TABLES: &str = "etc/acpi/tables";
 const SCRIPT: &str = "etc/table-loader";
+const TPM_LOG: &str = "etc/tpm/log";
 const SMBIOS_ANCHOR: &str = "etc/smbios/smbios-anchor";
 const SMBIOS_TABLES: &str = "etc/smbios/smbios-tables";
 
@@ -27,6 +28,10 @@ const LENGTH: usize = 4;
 const CHECKSUM: usize = 9;
 /// Pointers of the FADT: offset and size (section 5.2.9).
 const FADT_POINTERS: [(usize, u8); 4] = [(36, 4), (40, 4), (132, 8), (140, 8)];
+/// The TPM2 table's log area: where its length and address are (TCG ACPI Specification 1.3, section 8), and its size in bytes.
+const LOG_LENGTH: usize = 64;
+const LOG_ADDRESS: usize = 68;
+const LOG_SIZE: u32 = 64 << 10;
 /// Alignment of the blob: that of the FACS.
 const ALIGNMENT: u32 = 64;
 /// Most bytes of SMBIOS structures.
@@ -44,6 +49,9 @@ pub fn table_files(board: &Board) -> Result<Vec<(String, Vec<u8>)>, TableError> 
         files.push((RSDP.to_owned(), tables.get(..RSDP_SIZE).unwrap_or_default().to_vec()));
         files.push((TABLES.to_owned(), tables));
         files.push((SCRIPT.to_owned(), script));
+        if board.tpm {
+            files.push((TPM_LOG.to_owned(), vec![0; LOG_SIZE as usize]));
+        }
     }
     let (anchor, structures) = smbios_files(&smbios::build(board, 0, SMBIOS_ROOM));
     files.push((SMBIOS_ANCHOR.to_owned(), anchor));
@@ -58,6 +66,10 @@ fn smbios_files(bytes: &[u8]) -> (Vec<u8>, Vec<u8>) {
     (part(smbios::WIDE_ENTRY_OFFSET, entry_end), part(smbios::STRUCTURES_OFFSET, bytes.len()))
 }
 
+/// Whether firmware allocates the blob below 1 MiB or anywhere below 4 GiB.
+const BIOS_AREA: u8 = 2;
+const HIGH: u8 = 1;
+
 /// Writes the script while it walks the tables, whose checksums become zero.
 struct Linker<'a> {
     tables: &'a mut [u8],
@@ -70,8 +82,6 @@ const NAME: usize = 56;
 
 impl Linker<'_> {
     fn link(tables: &mut [u8]) -> Vec<u8> {
-        const HIGH: u8 = 1;
-        const BIOS_AREA: u8 = 2;
         let mut linker = Linker { tables, script: Vec::new() };
         linker.allocate(RSDP, 16, BIOS_AREA);
         linker.allocate(TABLES, ALIGNMENT, HIGH);
@@ -96,8 +106,12 @@ impl Linker<'_> {
         for at in (HEADER..length).step_by(size.into()) {
             self.pointer(TABLES, table + at, size);
             let pointee = self.field(table + at, size);
-            if size == 8 && self.tables.get(pointee..pointee + 4) == Some(b"FACP") {
-                self.fadt(pointee);
+            if size == 8 {
+                match self.tables.get(pointee..pointee + 4) {
+                    Some(b"FACP") => self.fadt(pointee),
+                    Some(b"TPM2") => self.tpm2(pointee),
+                    _ => {}
+                }
             }
         }
         self.table_checksum(table, length);
@@ -109,6 +123,17 @@ impl Linker<'_> {
                 self.pointer(TABLES, table + at, size);
             }
         }
+        let length = self.field(table + LENGTH, 4);
+        self.table_checksum(table, length);
+    }
+
+    /// Gives the TPM a log area, which firmware allocates for good.
+    fn tpm2(&mut self, table: usize) {
+        self.allocate(TPM_LOG, 1, HIGH);
+        if let Some(length) = self.tables.get_mut(table + LOG_LENGTH..table + LOG_ADDRESS) {
+            length.copy_from_slice(&LOG_SIZE.to_le_bytes());
+        }
+        self.pointer_to(TPM_LOG, TABLES, table + LOG_ADDRESS, 8);
         let length = self.field(table + LENGTH, 4);
         self.table_checksum(table, length);
     }
@@ -135,7 +160,12 @@ impl Linker<'_> {
 
     /// A pointer in `file` to the tables.
     fn pointer(&mut self, file: &str, at: usize, size: u8) {
-        self.command(2, &[&name(file), &name(TABLES), &(at as u32).to_le_bytes(), &[size]]);
+        self.pointer_to(TABLES, file, at, size);
+    }
+
+    /// A pointer in `file` to `target`.
+    fn pointer_to(&mut self, target: &str, file: &str, at: usize, size: u8) {
+        self.command(2, &[&name(file), &name(target), &(at as u32).to_le_bytes(), &[size]]);
     }
 
     fn checksum(&mut self, file: &str, at: u32, start: u32, length: u32) {
@@ -227,6 +257,22 @@ mod tests {
         assert!(tables[RSDP_SIZE..] == expected[..], "the tables");
         assert_eq!(placed[RSDP].1, rsdp);
         assert!(sums_to_zero(&rsdp) && sums_to_zero(&rsdp[..20]));
+    }
+
+    #[test]
+    fn a_tpm_gets_a_log_area_of_its_own() {
+        let with: HashMap<_, _> = table_files(&Board { tpm: true, ..board() }).unwrap().into_iter().collect();
+        let placed = run(&with);
+        let (base, tables) = &placed[TABLES];
+        let xsdt = (number(&placed[RSDP].1, RSDP_XSDT, 8) - base) as usize;
+        let pointers = tables[xsdt + HEADER..xsdt + number(tables, xsdt + LENGTH, 4) as usize].chunks_exact(8);
+        let starts = pointers.map(|pointer| (number(pointer, 0, 8) - base) as usize);
+        let tpm2 = starts.map(|at| &tables[at..]).find(|table| table.starts_with(b"TPM2")).unwrap();
+        assert!(sums_to_zero(&tpm2[..number(tpm2, LENGTH, 4) as usize]));
+        let (log, contents) = &placed[TPM_LOG];
+        assert_eq!((number(tpm2, LOG_LENGTH, 4), number(tpm2, LOG_ADDRESS, 8)), (65536, *log));
+        assert!(contents.len() == 65536 && contents.iter().all(|byte| *byte == 0));
+        assert!(!files().contains_key(TPM_LOG), "without a TPM");
     }
 
     #[test]

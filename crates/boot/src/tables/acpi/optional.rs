@@ -26,7 +26,7 @@ pub(super) fn spcr() -> Vec<u8> {
 }
 
 /// The TPM2 table, revision 4 (TCG ACPI Specification 1.3, section 8): a client platform with a command response buffer.
-/// There is no event log yet when it is written.
+/// Without an area for the event log: who hands the tables to firmware as files adds one.
 pub(super) fn tpm2() -> Vec<u8> {
     const CLIENT: u16 = 0;
     const CONTROL_AREA: u64 = TPM.start.0 + 0x40;
