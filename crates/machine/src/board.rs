@@ -24,6 +24,7 @@ use vmm::{AccessPolicy, EngineChoice, HostTime, InterruptChips, PolicyOptions, V
 
 use crate::MachineError;
 use crate::firmware::{BootRom, physical_bits};
+use crate::nodes;
 use crate::power::PowerLatch;
 use crate::process::PowerButton;
 use crate::start;
@@ -264,9 +265,6 @@ fn numa(config: &Config, cpus: u32) -> Result<Vec<NumaDomain>, MachineError> {
             };
             return Err(ConfigError::Numa(format!("vCPU {cpu} cannot be in NUMA domain {id}: {why}")).into());
         }
-        if domain.policy.is_some() {
-            config.warn(&format!("domains.{id}.domain_policy: the host's memory policy is left as it is"));
-        }
     }
     Ok(domains)
 }
@@ -292,7 +290,9 @@ fn memory(config: &Config, numa: &[NumaDomain], shared: bool, chipset: Chipset) 
         shared,
         low_limit: chipset.low_memory_limit(size),
     };
-    GuestMemory::new(options).map_err(|source| MachineError::Memory(size, source))
+    let memory = GuestMemory::new(options).map_err(|source| MachineError::Memory(size, source))?;
+    nodes::place(&memory, numa)?;
+    Ok(memory)
 }
 
 fn policy(config: &Config) -> Result<PolicyOptions, MachineError> {

@@ -23,6 +23,9 @@ pub enum MachineError {
     /// RAM.
     #[error("Unable to setup memory ({0} bytes)")]
     Memory(u64, #[source] memory::MemoryError),
+    /// Where a memory domain is to come from.
+    #[error("domains.{0}.domain_policy: the host does not allow it (in a container, give it CAP_SYS_NICE)")]
+    DomainPolicy(usize, #[source] memory::MemoryError),
     /// The engine.
     #[error(transparent)]
     Engine(#[from] vmm::EngineError),

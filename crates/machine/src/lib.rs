@@ -13,6 +13,7 @@
 mod board;
 mod error;
 mod firmware;
+mod nodes;
 mod power;
 mod process;
 mod run;

@@ -14,10 +14,12 @@
 //! a page, device or vCPU, ends the validity of what was decoded from it.
 
 mod map;
+mod nodes;
 mod pages;
 mod ram;
 mod rom;
 
+pub use nodes::NodePolicy;
 pub use pages::{CodeTag, PageMap};
 pub use ram::{GuestMemory, MemoryError, MemoryOptions};
 pub use rom::{Rom, RomKind};

@@ -1,7 +1,7 @@
 //! The host mapping under guest RAM: one reserved span with pieces of memory placed in it.
 #![allow(unsafe_code)]
 
-use std::ffi::c_void;
+use std::ffi::{c_int, c_ulong, c_void};
 use std::os::fd::OwnedFd;
 use std::ptr;
 
@@ -15,6 +15,26 @@ pub(crate) struct HostMap {
     span: usize,
     /// What was reserved around it.
     reserved: (*mut u8, usize),
+}
+
+/// More nodes than Linux can be built for.
+const MAX_NODES: u32 = 1024;
+
+/// MPOL_MF_MOVE of mbind(2): pages that lie elsewhere move.
+const MOVE_PAGES: c_ulong = 1 << 1;
+
+/// A set of the host's NUMA nodes, as mbind(2) takes it.
+pub(crate) struct NodeMask([u64; MAX_NODES as usize / 64]);
+
+impl NodeMask {
+    /// `None` if there is a node that no host has.
+    pub(crate) fn new(nodes: &[u32]) -> Option<Self> {
+        let mut mask = [0; MAX_NODES as usize / 64];
+        for node in nodes {
+            *mask.get_mut(*node as usize / 64)? |= 1 << (node % 64);
+        }
+        Some(Self(mask))
+    }
 }
 
 /// Size of the host's large pages: guest memory can have them only where host addresses and file offsets agree about their
@@ -80,6 +100,30 @@ impl HostMap {
         let at = self.at(offset, size).ok_or(Errno::INVAL)?;
         // SAFETY: locking changes no contents, and the piece is ours.
         unsafe { rustix::mm::mlock(at.cast::<c_void>(), size as usize) }
+    }
+
+    /// Sets the host's NUMA policy of a piece, a mode of mbind(2), and moves what is there already.
+    pub(crate) fn bind(&self, offset: u64, size: u64, mode: c_int, nodes: &NodeMask) -> Result<(), Errno> {
+        let at = self.at(offset, size).ok_or(Errno::INVAL)?;
+        // The kernel takes one bit less than it is told.
+        let bits = c_ulong::from(MAX_NODES) + 1;
+        // SAFETY: the policy changes no contents, the piece is ours, and the kernel reads the mask alone, of MAX_NODES bits.
+        let result = unsafe {
+            libc::syscall(
+                libc::SYS_mbind,
+                at,
+                size as c_ulong,
+                c_ulong::from(mode.unsigned_abs()),
+                nodes.0.as_ptr(),
+                bits,
+                MOVE_PAGES,
+            )
+        };
+        if result == 0 {
+            Ok(())
+        } else {
+            Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO))
+        }
     }
 
     /// Host address of `offset`, if `len` bytes from there lie inside the span.

@@ -361,6 +361,7 @@ fn numa_domains_that_cannot_be() {
     start(&["id=0,size=16M,cpus=0-2"], 64, "vCPU 2 cannot be in NUMA domain 0: there are 2 vCPUs");
     start(&["id=0,size=16M,cpus=0", "id=1,size=16M,cpus=0-1"], 64, "vCPU 0 cannot be in NUMA domain 1");
     start(&["id=0,size=16M,cpus=0,domain_policy=near"], 64, "failed to parse domain policy 'near'");
+    start(&["id=0,size=16M,cpus=0,domain_policy=prefer:4000"], 64, "the host has no memory on NUMA node 4000");
     start(&["id=0,size=15E,cpus=0", "id=1,size=15E,cpus=1"], 64, "add up to more");
     refused(folder.path(), &["-n", "id=0,size=16M,cpus=0", "vm"], 64, &["NUMA emulation requires a boot ROM"]);
 }
