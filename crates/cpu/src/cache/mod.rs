@@ -31,7 +31,9 @@ impl Block {
 
     #[inline]
     fn is_current(&self, pages: &PageMap) -> bool {
-        pages.is_current(self.phys, self.tag) && self.second.is_none_or(|(phys, tag)| pages.is_current(phys, tag))
+        !self.ops.is_empty()
+            && pages.is_current(self.phys, self.tag)
+            && self.second.is_none_or(|(phys, tag)| pages.is_current(phys, tag))
     }
 }
 
@@ -138,6 +140,11 @@ impl BlockCache {
     #[inline]
     pub(crate) fn take_ops(&mut self, block: u32) -> Box<[Op]> {
         self.blocks.get_mut(block as usize).map(|block| std::mem::take(&mut block.ops)).unwrap_or_default()
+    }
+
+    /// Frees the operations of a block, which is not found any more.
+    pub(crate) fn forget(&mut self, block: u32) {
+        drop(self.take_ops(block));
     }
 
     /// Gives operations back.

@@ -316,6 +316,8 @@ impl Vcpu {
             && self.heat(block)
             && let Some(result) = self.run_translated()
         {
+            // The interpreter will rarely see it again.
+            self.cache.forget(block);
             return result;
         }
         let ops = self.cache.take_ops(block);

@@ -87,8 +87,10 @@ impl Tables {
         let mapped: *mut u8 = mapped.cast();
         let memory = mapped.wrapping_add((mapped as usize).wrapping_neg() % LARGE_PAGE);
         // Almost every guest access looks in here: the host's TLB should have it. Not having large pages is no failure.
+        // Those of the last mode and of other than 64-bit code are not worth the memory.
+        let busiest = STACK + table::read(MODES - 1) as usize;
         // SAFETY: the advice changes no contents, and the range lies in the mapping.
-        let _ = unsafe { rustix::mm::madvise(memory.cast(), SIZE, rustix::mm::Advice::LinuxHugepage) };
+        let _ = unsafe { rustix::mm::madvise(memory.cast(), busiest, rustix::mm::Advice::LinuxHugepage) };
         let mut tables = Self {
             memory,
             mapped,
