@@ -38,7 +38,7 @@ usage: cargo xtask COMMAND
       Check formatting and lints, run all tests, those that boot guests included.
   bench [--only LIST] [--rounds N] [--div N] [--smp] [--real] [--io] [--firmware] [--seconds N] [--memory MIB] [--no-peer] [--json FILE] [-- BHYVE ARGUMENTS]
       Run the same guests in turn natively (their programs), under QEMU's software CPU and under bhyve's; print a table.
-      --only    groups (boot int fp simd mem os smp idle real) or workloads (int_fib, real_sqlite), separated by commas
+      --only    groups (boot int fp simd mem os i386 smp idle real) or workloads (int_fib, real_sqlite), separated by commas
       --rounds  how often; the table has medians (5)
       --div     divides the work, for a quick look
       --smp     two virtual CPUs too

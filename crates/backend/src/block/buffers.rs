@@ -77,7 +77,7 @@ impl HostBuffers {
         }
     }
 
-    /// A copy of the contents.
+    /// Copies the contents, as far as there is room.
     pub(super) fn copy_to(&self, mut bytes: &mut [u8]) -> Result<(), MemoryError> {
         for range in &self.ranges {
             let len = bytes.len().min(range.size as usize);

@@ -365,7 +365,7 @@ impl Vcpu {
         let mut bytes = [0; 0x1000];
         self.memory.read(page, &mut bytes).ok()?;
         let start = (phys & 0xfff) as usize;
-        if let Some(translation) = self.translate_bytes(&[], &bytes, phys, false, alone) {
+        if let Some(translation) = self.translate_bytes(None, &bytes, phys, alone) {
             return self.keep(self.key(phys, Key::one_page(alone)), translation, &[(page, tag)]);
         }
         if 0x1000 - start >= 15 || alone != 0 {
@@ -377,24 +377,16 @@ impl Vcpu {
         let in_page = 0x1000 - start;
         joined[..in_page].copy_from_slice(&bytes[start..]);
         self.memory.read(second, &mut joined[in_page..]).ok()?;
-        let translation = self.translate_bytes(&joined, &bytes, phys, true, 0)?;
+        let translation = self.translate_bytes(Some(&joined), &bytes, phys, 0)?;
         self.keep(self.key(phys, second), translation, &[(page, tag), (second, second_tag)])
     }
 
-    fn translate_bytes(
-        &mut self,
-        joined: &[u8],
-        page: &[u8],
-        phys: u64,
-        crossing: bool,
-        alone: u8,
-    ) -> Option<Translation> {
+    fn translate_bytes(&mut self, joined: Option<&[u8]>, page: &[u8], phys: u64, alone: u8) -> Option<Translation> {
         let jit = self.jit.as_ref()?;
         let request = Request {
             joined,
             page,
             start: (phys & 0xfff) as u32,
-            crossing,
             alone,
             mode: self.mode,
             access: self.tlb.mode() as usize,

@@ -47,11 +47,10 @@ pub(super) struct Second {
 /// Plans a second version of a block from the offset `start` on, if it is a loop that gains by it.
 pub(super) fn plan(insns: &[Insn], start: u32, info: &mut InstructionInfoFactory, legacy: bool) -> Option<Second> {
     let last = insns.last()?;
-    let target = i64::from(last.next).wrapping_add(last.op.imm as i64);
     let loops = last.how == How::Branch
         && is_near(&last.instruction)
         && last.instruction.mnemonic() != Mnemonic::Call
-        && target == i64::from(start);
+        && last.target() == i64::from(start);
     // Behind a jump back, a branch in the middle may lead to the start, too.
     if !loops || !insns.iter().all(|insn| share::stays(insn.how) && !insn.turned) {
         return None;
@@ -123,19 +122,16 @@ impl Translator<'_> {
         }
     }
 
+    /// Keeps the flags while RAX is what it was.
     fn set_flags_aside(&mut self) {
-        self.asm.store(&Mem::context(at!(scratch2)), RAX);
-        // LAHF; SETO AL
-        self.asm.put(&[0x9f, 0x0f, 0x90, 0xc0]);
+        self.spare_flags();
         self.asm.store(&Mem::context(at!(scratch)), RAX);
         self.asm.load(RAX, &Mem::context(at!(scratch2)));
     }
 
     fn restore_flags_and_rax(&mut self) {
         self.asm.load(RAX, &Mem::context(at!(scratch)));
-        // ADD AL, 127; SAHF
-        self.asm.put(&[0x04, 0x7f, 0x9e]);
-        self.asm.load(RAX, &Mem::context(at!(scratch2)));
+        self.recall_flags();
     }
 
     /// Checks one group and lowers LEFT to its iterations. Uses RCX, R14, R15 and flags.

@@ -195,6 +195,7 @@ impl Asm {
         self.put(&[0xc4, (!to >> 3 & 1) << 7 | 0x62, 0x82 | (!from & 15) << 3, 0xf5]);
         self.modrm(to, &Mem::context(disp));
     }
+
     /// A jump to an arena offset.
     pub(crate) fn jmp(&mut self, target: u32) {
         self.u8(0xe9);

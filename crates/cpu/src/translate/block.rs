@@ -9,7 +9,7 @@ use super::course::{Course, decode_block, unroll};
 use super::held::Held;
 use super::loose::{self, Recovery};
 use super::memory::Retry;
-use super::rewrite::number;
+use super::rewrite::{named_registers, number};
 use super::share::{self, Shared};
 use super::{Site, SiteKind, resident, system};
 use crate::decode::{Mode, Op};
@@ -21,10 +21,9 @@ pub(crate) struct Request<'a> {
     /// The whole page.
     pub(crate) page: &'a [u8],
     /// For an instruction that crosses into the next page, its bytes.
-    pub(crate) joined: &'a [u8],
+    pub(crate) joined: Option<&'a [u8]>,
     /// Offset of the first instruction in its page.
     pub(crate) start: u32,
-    pub(crate) crossing: bool,
     /// If not 0: the block has so many instructions, and every access has its own check.
     pub(crate) alone: u8,
     pub(crate) mode: Mode,
@@ -50,7 +49,7 @@ pub(crate) struct Request<'a> {
 
 impl<'a> Request<'a> {
     pub(super) fn bytes(&self) -> &'a [u8] {
-        if self.crossing { self.joined } else { self.page }
+        self.joined.unwrap_or(self.page)
     }
 }
 
@@ -101,6 +100,13 @@ pub(super) struct Insn {
     pub(super) stack: Option<Shared>,
     /// Its check need not keep the flags: they can be had back like this.
     pub(super) recovery: Option<Recovery>,
+}
+
+impl Insn {
+    /// Offset in the page of a direct branch's target, which may lie outside of it.
+    pub(super) fn target(&self) -> i64 {
+        i64::from(self.next).wrapping_add(self.op.imm as i64)
+    }
 }
 
 /// A branch to code at the block's end.
@@ -197,7 +203,7 @@ pub(crate) fn translate(request: &Request<'_>, host_alu: &mut crate::interp::hos
     }
     insns.last()?;
     let period = insns.len();
-    if complete && request.alone == 0 && !request.crossing {
+    if complete && request.alone == 0 && request.joined.is_none() {
         unroll(&mut insns);
     }
     let mut info = InstructionInfoFactory::new();
@@ -255,12 +261,8 @@ pub(crate) fn translate(request: &Request<'_>, host_alu: &mut crate::interp::hos
 
 /// Guest registers without a host register of their own that an instruction names, one bit for each.
 fn names_spilled(insn: &Insn) -> u16 {
-    let i = &insn.instruction;
-    let operands = (0..i.op_count()).filter(|&n| i.op_kind(n) == iced_x86::OpKind::Register).map(|n| i.op_register(n));
-    operands
-        .chain([i.memory_base(), i.memory_index()])
-        .filter(|r| r.is_gpr() && resident(number(*r)).is_none())
-        .fold(0, |all, r| all | 1 << number(r))
+    let named = named_registers(&insn.instruction).map(number);
+    named.filter(|guest| resident(*guest).is_none()).fold(0, |all, guest| all | 1 << guest)
 }
 
 impl Translator<'_> {

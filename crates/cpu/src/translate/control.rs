@@ -86,16 +86,11 @@ impl Translator<'_> {
         Mem::indexed(RSP, R14, 3, jumps + 8)
     }
 
-    /// Offset of a direct branch's target.
-    fn target(insn: &Insn) -> i64 {
-        i64::from(insn.next).wrapping_add(insn.op.imm as i64)
-    }
-
     /// JMP, CALL, RET, Jcc, JRCXZ, LOOP. The block is over afterwards.
     pub(super) fn branch(&mut self, insn: &Insn) {
         let i = &insn.instruction;
         match i.mnemonic() {
-            Mnemonic::Jmp if is_near(i) => self.go_to(insn, Self::target(insn)),
+            Mnemonic::Jmp if is_near(i) => self.go_to(insn, insn.target()),
             Mnemonic::Jmp => {
                 self.indirect_target(insn);
                 self.look_up(insn, 0, true);
@@ -103,7 +98,7 @@ impl Translator<'_> {
             Mnemonic::Call if is_near(i) => {
                 self.push_return(insn);
                 self.expect_return(insn);
-                self.go_to(insn, Self::target(insn));
+                self.go_to(insn, insn.target());
             }
             Mnemonic::Call => {
                 self.indirect_target(insn);
@@ -129,7 +124,7 @@ impl Translator<'_> {
                 let zero = self.asm.jrcxz();
                 let other = self.asm.jmp_forward();
                 self.asm.bind(zero);
-                let (target, next) = (Self::target(insn), i64::from(insn.next));
+                let (target, next) = (insn.target(), i64::from(insn.next));
                 let (zero, other_target) = if i.mnemonic() == Mnemonic::Loop { (next, target) } else { (target, next) };
                 self.go_to(insn, zero);
                 self.asm.bind(other);
@@ -143,7 +138,7 @@ impl Translator<'_> {
         let condition = insn.instruction.condition_code() as u8;
         // iced numbers the conditions from 1 in the order of their encodings.
         let condition = condition.wrapping_sub(1) & 15;
-        let (target, next) = (Self::target(insn), i64::from(insn.next));
+        let (target, next) = (insn.target(), i64::from(insn.next));
         if insn.again {
             let leaves = self.asm.jcc_forward(condition ^ 1);
             if (0..0x1000).contains(&next) && !self.crosses(next as usize) {

@@ -45,12 +45,11 @@ impl Course {
 /// events are looked for once in so many rounds.
 pub(super) fn unroll(insns: &mut Vec<Insn>) {
     let (Some(first), Some(last), period) = (insns.first(), insns.last(), insns.len()) else { return };
-    let distance = i64::from(last.next).wrapping_add(last.op.imm as i64);
     let straight = insns.iter().all(|insn| insn.leads_to == insn.next);
     let loops = straight
         && last.how == How::Branch
         && last.instruction.is_jcc_short_or_near()
-        && distance == i64::from(first.start)
+        && last.target() == i64::from(first.start)
         && insns.iter().all(|insn| share::stays(insn.how));
     let copies = MAX_COPIES.min(MAX_UNROLLED / period);
     if !loops || copies < 2 {
@@ -69,10 +68,10 @@ pub(super) fn unroll(insns: &mut Vec<Insn>) {
 pub(super) fn decode_block(request: &Request<'_>, host_alu: &mut crate::interp::hostalu::HostAlu) -> (Vec<Insn>, bool) {
     let mut insns: Vec<Insn> = Vec::new();
     let bytes = request.bytes();
-    let mut at = if request.crossing { 0 } else { request.start as usize };
+    let mut at = if request.joined.is_some() { 0 } else { request.start as usize };
     // Versions for single accesses are entered in the middle of others.
     let (mut branches, mut jumps, mut turned) = (0, 0, request.alone != 0);
-    let limit = match (request.crossing, request.alone) {
+    let limit = match (request.joined.is_some(), request.alone) {
         (true, _) => 1,
         (false, 0) => MAX_INSTRUCTIONS,
         (false, count) => usize::from(count),
@@ -81,7 +80,7 @@ pub(super) fn decode_block(request: &Request<'_>, host_alu: &mut crate::interp::
         let window = &bytes[at..bytes.len().min(at + 15)];
         let Some(decoded) = decode::decode_full(window, request.mode, request.features, host_alu) else { break };
         let (instruction, offsets, op, flow) = decoded;
-        let start = if request.crossing { request.start } else { at as u32 };
+        let start = if request.joined.is_some() { request.start } else { at as u32 };
         let next = start + u32::from(op.len);
         let legacy = !request.mode.is_64();
         let how = match system::form(&instruction, flow, request) {
@@ -133,10 +132,10 @@ pub(super) fn decode_block(request: &Request<'_>, host_alu: &mut crate::interp::
 
 /// Where the block goes on behind a direct jump: at its target, unless that is in the block already.
 fn followed(insn: &Insn, before: &[Insn], request: &Request<'_>) -> Option<u32> {
-    if insn.how != How::Branch || !insn.instruction.is_jmp_short_or_near() || request.crossing {
+    if insn.how != How::Branch || !insn.instruction.is_jmp_short_or_near() || request.joined.is_some() {
         return None;
     }
-    let target = i64::from(insn.next).wrapping_add(insn.op.imm as i64);
+    let target = insn.target();
     // Not so close to the end that the instruction there may cross it.
     let inside = (0..0x1000 - 15).contains(&target) && target != i64::from(insn.start);
     let target = target as u32;

@@ -2,14 +2,13 @@
 //! fault's frame may show them all the same, so that they are worked out once more from the registers of the instruction that
 //! made them.
 
-use iced_x86::{Instruction, InstructionInfoFactory, InstructionInfoOptions, Mnemonic, OpAccess, OpKind, RflagsBits};
+use iced_x86::{Instruction, InstructionInfoFactory, Mnemonic, OpKind, RflagsBits};
 
 use super::asm::reg::*;
 use super::block::{Insn, Translator};
-use super::classify::{How, uses_memory};
-use super::rewrite::number;
+use super::classify::{How, is_high, uses_memory};
+use super::rewrite::{number, written_registers};
 use super::share::touches_registers_only;
-use super::{resident, spilled};
 
 /// Instructions that are looked at for what happens to the flags.
 const AHEAD: usize = 12;
@@ -79,11 +78,6 @@ impl Recovery {
     }
 }
 
-fn is_high(r: iced_x86::Register) -> bool {
-    use iced_x86::Register as R;
-    matches!(r, R::AH | R::CH | R::DH | R::BH)
-}
-
 /// Notes in the instructions of a block which of them may do without the flags during their checks.
 pub(super) fn plan(insns: &mut [Insn], info: &mut InstructionInfoFactory) {
     // What the flags in front of each instruction can be worked out from, if anything.
@@ -110,9 +104,7 @@ fn follow(origin: Option<Recovery>, insn: &Insn, info: &mut InstructionInfoFacto
         return Recovery::of(i);
     }
     let origin = origin?;
-    let used = info.info_options(i, InstructionInfoOptions::NO_MEMORY_USAGE);
-    let mut written = used.used_registers().iter().filter(|used| used.access() != OpAccess::Read);
-    let keeps = !written.any(|used| used.register().is_gpr() && origin.reads(number(used.register())));
+    let keeps = !written_registers(i, info).any(|guest| origin.reads(guest));
     keeps.then_some(origin)
 }
 
@@ -160,9 +152,9 @@ fn is_overwritten(insns: &[Insn], origins: &[Option<Recovery>]) -> bool {
 impl Translator<'_> {
     /// Works the flags out once more. Uses RCX and R14.
     pub(super) fn recover_flags(&mut self, recovery: &Recovery) {
-        let target = self.recovered_operand(recovery.target, RCX);
+        let target = self.in_register(recovery.target, RCX);
         let source = match recovery.source {
-            Source::Register(guest) => Some(self.recovered_operand(guest, R14)),
+            Source::Register(guest) => Some(self.in_register(guest, R14)),
             Source::Immediate(_) => None,
         };
         // Opcode of the form with two registers, and field of the form with an immediate.
@@ -188,13 +180,6 @@ impl Translator<'_> {
                 (None, Source::Register(_)) => {}
             }
         }
-    }
-
-    fn recovered_operand(&mut self, guest: u8, scratch: u8) -> u8 {
-        resident(guest).unwrap_or_else(|| {
-            self.asm.load(scratch, &spilled(guest));
-            scratch
-        })
     }
 
     /// Jumps if RCX is not below 4096, or not a multiple of `alignment`; does not keep the flags.

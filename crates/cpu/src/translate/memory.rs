@@ -360,25 +360,19 @@ impl Translator<'_> {
     /// Behind [`Translator::compare`]: from the index of the entry in R14 to the distance between host and linear addresses.
     fn load_addend(&mut self, addends: i32) {
         if !self.fast_pext {
-            self.restore_flags();
+            self.recall_flags();
         }
         self.asm.load(R14, &Mem::indexed(RSP, R14, 3, addends));
     }
 
     /// The comparison for hosts where PEXT is slow: flags are put aside. They are back if it fails.
     fn compare_saving_flags(&mut self, mask: u32) -> Fixup {
-        self.asm.store(&Mem::context(at!(scratch2)), RAX);
-        // LAHF; SETO AL; TEST RCX, -4096
-        self.asm.put(&[0x9f, 0x0f, 0x90, 0xc0, 0x48, 0xf7, 0xc1]);
+        self.spare_flags();
+        // TEST RCX, mask
+        self.asm.put(&[0x48, 0xf7, 0xc1]);
         self.asm.u32(mask);
         let hit = self.asm.jcc_short(cond::Z);
-        self.restore_flags();
+        self.recall_flags();
         hit
-    }
-
-    fn restore_flags(&mut self) {
-        // ADD AL, 127; SAHF
-        self.asm.put(&[0x04, 0x7f, 0x9e]);
-        self.asm.load(RAX, &Mem::context(at!(scratch2)));
     }
 }

@@ -1,7 +1,10 @@
 //! A guest instruction with its register numbers and its memory operand exchanged for the host's; opcode, operand size and
 //! immediate stay as they are.
 
-use iced_x86::{InstructionInfoOptions, Mnemonic, OpAccess, OpCodeOperandKind as Kind, OpKind, Register};
+use iced_x86::{
+    Instruction, InstructionInfoFactory, InstructionInfoOptions, Mnemonic, OpAccess, OpCodeOperandKind as Kind, OpKind,
+    Register,
+};
 
 use super::asm::{Mem, reg::*};
 use super::block::{Insn, Translator};
@@ -106,6 +109,23 @@ pub(super) fn number(register: Register) -> u8 {
 
 pub(super) fn writes(access: OpAccess) -> bool {
     matches!(access, OpAccess::Write | OpAccess::CondWrite | OpAccess::ReadWrite | OpAccess::ReadCondWrite)
+}
+
+/// The general-purpose registers that an instruction writes, implied ones too.
+pub(super) fn written_registers<'a>(
+    i: &Instruction,
+    info: &'a mut InstructionInfoFactory,
+) -> impl Iterator<Item = u8> + 'a {
+    let used = info.info_options(i, InstructionInfoOptions::NO_MEMORY_USAGE).used_registers();
+    used.iter()
+        .filter(|used| used.register().is_gpr() && used.access() != OpAccess::Read)
+        .map(|used| number(used.register()))
+}
+
+/// The registers that an instruction names, as operands and in an address.
+pub(super) fn named_registers(i: &Instruction) -> impl Iterator<Item = Register> {
+    let operands = (0..i.op_count()).filter(|&n| i.op_kind(n) == OpKind::Register).map(|n| i.op_register(n));
+    operands.chain([i.memory_base(), i.memory_index()]).filter(|r| r.is_gpr())
 }
 
 impl Translator<'_> {

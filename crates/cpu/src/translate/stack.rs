@@ -5,6 +5,7 @@ use iced_x86::{Mnemonic, OpKind, Register};
 use super::asm::{Mem, reg::*};
 use super::block::{Insn, Translator};
 use super::classify::{How, is_near};
+use super::rewrite::named_registers;
 use super::{resident, spilled};
 use crate::jit::context::at;
 
@@ -14,8 +15,7 @@ const FAR: i32 = 0x1000;
 /// Whether R13 need not be RSP while an instruction runs.
 pub(super) fn keeps_moved(insn: &Insn) -> bool {
     let i = &insn.instruction;
-    let registers = (0..i.op_count()).filter(|&n| i.op_kind(n) == OpKind::Register).map(|n| i.op_register(n));
-    let mut named = registers.chain([i.memory_base(), i.memory_index()]).filter(|r| r.is_gpr());
+    let mut named = named_registers(i);
     match insn.how {
         How::Push | How::Pop => true,
         How::Branch => i.mnemonic() == Mnemonic::Ret || i.mnemonic() == Mnemonic::Call && is_near(i),

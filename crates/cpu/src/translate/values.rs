@@ -2,12 +2,12 @@
 //!
 //! Guest-controlled code decides what is taken for equal here: whatever is not certainly understood makes a new value.
 
-use iced_x86::{Instruction, InstructionInfoFactory, InstructionInfoOptions, Mnemonic, OpAccess, OpKind, Register};
+use iced_x86::{Instruction, InstructionInfoFactory, Mnemonic, OpKind, Register};
 use platform::x86::{gpr, seg};
 
 use super::block::Insn;
 use super::classify::How;
-use super::rewrite::number;
+use super::rewrite::{number, written_registers};
 use super::share::{Base, Moving, stays};
 use crate::decode::Op;
 use crate::state::{RIP, ZERO};
@@ -182,14 +182,7 @@ impl Values {
         if !stays(insn.how) {
             return (0..16).for_each(|r| self.forget(r));
         }
-        let used = info.info_options(i, InstructionInfoOptions::NO_MEMORY_USAGE);
-        let written: Vec<usize> = used
-            .used_registers()
-            .iter()
-            .filter(|used| used.register().is_gpr() && used.access() != OpAccess::Read)
-            .map(|used| usize::from(number(used.register())))
-            .collect();
-        written.into_iter().for_each(|r| self.forget(r));
+        written_registers(i, info).for_each(|r| self.forget(usize::from(r)));
     }
 
     /// The register and its new content, after an instruction that copies a register, or adds a constant or another to it.
